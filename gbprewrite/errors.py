@@ -45,8 +45,9 @@ class UnsupportedOperators(ModelError):
         lines = "\n".join(f"  {o.operator} (node {o.node!r}): {o.why}" for o in self.obstacles)
         super().__init__(
             f"{len(self.obstacles)} node(s) between the score and the input can't be differentiated:\n{lines}\n"
-            "Nothing was written. Explain an earlier tensor with --score NAME, differentiate with respect to another "
-            "input with --input NAME, or re-export the model without these operators ('gbprewrite ops' lists the rules)."
+            "Nothing was written. Explain an earlier tensor with --score NAME, differentiate with respect to "
+            "another input with --input NAME, or re-export the model without these operators ('gbprewrite ops' lists "
+            "the rules)."
         )
 
 

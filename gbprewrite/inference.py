@@ -1,0 +1,182 @@
+"""Shapes, types and constants: all that a model says about its values without being run.
+
+ONNX's own shape inference stops at a Pad or Reshape whose operand is computed. Such operands mostly depend on weights
+and known shapes alone, so inference and constant folding take turns until neither finds more.
+"""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from gbprewrite.modelfile import elements, without_weights
+from gbprewrite.tensors import SMALL, read_type
+
+MOVES = ("Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze")
+PLACEHOLDER = -1_000_003  # and below, one for each unknown dimension; fits int32, and no shape holds such numbers
+RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+
+
+def infer(model: ModelProto) -> ModelProto:
+    """The model's skeleton with the type and shape of every value that can be told.
+
+    Weights of more than SMALL elements become typed inputs; nodes whose outputs are known become initializers. Raises
+    onnx.shape_inference.InferenceError when the model contradicts itself.
+    """
+    skeleton = without_weights(model, SMALL)
+    kept = {t.name for t in skeleton.graph.initializer} | {i.name for i in skeleton.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.name not in kept:
+            skeleton.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    for value in [*skeleton.graph.input, *skeleton.graph.output, *skeleton.graph.value_info]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == "?":  # two unknown dimensions, not twice the same one
+                dim.Clear()
+    while True:
+        skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+        if not _Folding(skeleton).run():
+            return skeleton
+
+
+def types_of(inferred: ModelProto) -> dict[str, TypeProto]:
+    """The type of every value that inference knows, initializers included."""
+    graph = inferred.graph
+    types = {v.name: v.type for v in [*graph.value_info, *graph.output, *graph.input]}
+    return types | {t.name: helper.make_tensor_type_proto(t.data_type, t.dims) for t in graph.initializer}
+
+
+class _Folding:
+    """One walk over a model: known values become initializers, half-known shapes are declared.
+
+    A half-known value is the shape [N, 200] of a dynamic batch: each unknown entry is a placeholder, a number that
+    stands for its symbol and that operators in MOVES carry along.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model, self.graph = model, model.graph
+        self.types = types_of(model)
+        # A default that the caller may override is no constant.
+        given = {i.name for i in model.graph.input}
+        self.known = {t.name: t for t in model.graph.initializer if t.name not in given}
+        self.half_known: dict[str, TensorProto] = {}
+        self.symbols: list[str | None] = []
+
+    def run(self) -> bool:
+        """Fold the model in place; False when nothing more was found."""
+        outputs = {o.name for o in self.graph.output}
+        left, declared = [], False
+        for node in self.graph.node:
+            if node.domain not in ("", "ai.onnx") or len(node.output) != 1:
+                left.append(node)
+                continue
+            value = self._value(node)
+            if value is None:
+                declared |= self._declare(node)
+            elif self._placeholders(value).any():
+                self.half_known[node.output[0]] = numpy_helper.from_array(value, node.output[0])
+            elif node.output[0] not in outputs:
+                self.known[node.output[0]] = numpy_helper.from_array(value, node.output[0])
+                self.graph.initializer.append(self.known[node.output[0]])
+                continue
+            left.append(node)
+        folded = len(left) < len(self.graph.node)
+        if folded:
+            copies = [NodeProto.FromString(n.SerializeToString()) for n in left]
+            del self.graph.node[:]
+            self.graph.node.extend(copies)
+        return folded or declared
+
+    def _value(self, node: NodeProto) -> np.ndarray[Any, Any] | None:
+        """The value of a node's output, where weights and shapes alone decide it and it is small."""
+        if node.op_type in ("Shape", "Size"):
+            return self._shape_value(node)
+        if node.op_type in RANDOM or any(a.HasField("g") for a in node.attribute):
+            return None
+        tensors = self._operands(node)
+        if not (tensors or node.op_type == "Constant"):
+            return None
+        shape = self._shape(node.output[0])
+        if max([elements(t.dims) for t in tensors.values()] + [elements(shape or [0])], default=0) > SMALL:
+            return None
+        graph = helper.make_graph(
+            [node], "fold", [], [helper.make_empty_tensor_value_info(node.output[0])], list(tensors.values())
+        )
+        one_node = helper.make_model(
+            graph, opset_imports=list(self.model.opset_import), ir_version=self.model.ir_version
+        )
+        # What the evaluator can't run simply stays unknown, and is asked of the graph at run time.
+        with contextlib.suppress(Exception):
+            (value,) = ReferenceEvaluator(one_node).run(None, {})
+            half_known = any(name in self.half_known for name in tensors)
+            if isinstance(value, (np.ndarray, np.generic)) and np.size(value) <= SMALL:
+                return np.asarray(value) if not half_known or value.dtype in (np.int32, np.int64) else None
+        return None
+
+    def _operands(self, node: NodeProto) -> dict[str, TensorProto]:
+        """The node's inputs when all are known; of what a node moves, half-known is enough."""
+        moved = {"Concat": len(node.input)}.get(node.op_type, 1) if node.op_type in MOVES else 0
+        found: dict[str, TensorProto] = {}
+        for i, name in enumerate(node.input):
+            value = self.known.get(name) or (self.half_known.get(name) if i < moved else None)
+            if name and value is None:
+                return {}
+            if value is not None:
+                found[name] = value
+        return found
+
+    def _shape(self, name: str) -> list[int] | None:
+        """The shape of a value, None unless all of it is known."""
+        shape = self._dims(name)
+        return None if shape is None or not all(isinstance(d, int) for d in shape) else shape
+
+    def _dims(self, name: str) -> list[Any] | None:
+        return read_type(self.types[name])[1] if name in self.types else None
+
+    def _shape_value(self, node: NodeProto) -> np.ndarray[Any, Any] | None:
+        dims = self._dims(node.input[0])
+        if dims is None:
+            return None
+        if node.op_type == "Size":
+            return np.array(elements(dims), np.int64) if self._shape(node.input[0]) is not None else None
+        ends = {a.name: a.i for a in node.attribute}
+        part = dims[slice(ends.get("start"), ends.get("end"))]
+        return np.array([d if isinstance(d, int) else self._placeholder(d) for d in part], np.int64)
+
+    def _placeholder(self, symbol: str | None) -> int:
+        if symbol is None or symbol not in self.symbols:
+            self.symbols.append(symbol)
+            return PLACEHOLDER - len(self.symbols) + 1
+        return PLACEHOLDER - self.symbols.index(symbol)
+
+    def _placeholders(self, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if value.dtype.kind != "i":
+            return np.zeros(value.shape, bool)
+        return (value <= PLACEHOLDER) & (value > PLACEHOLDER - len(self.symbols))
+
+    def _declare(self, node: NodeProto) -> bool:
+        """Write down the shape of a Reshape that inference gives up on; False when there is nothing new to say."""
+        if node.op_type != "Reshape" or self._dims(node.output[0]) is not None or node.input[0] not in self.types:
+            return False
+        source, length = self._dims(node.input[0]), self._shape(node.input[1])
+        if node.input[1] in self.half_known:
+            target = numpy_helper.to_array(self.half_known[node.input[1]])
+        elif length is not None:
+            target = np.full(length, -1)  # the rank, at least
+        else:
+            return False
+        dims: list[Any] = []
+        for axis, (size, unknown) in enumerate(zip(target.tolist(), self._placeholders(target), strict=True)):
+            if unknown:
+                dims.append(self.symbols[PLACEHOLDER - size])
+            elif size == 0 and source is not None and axis < len(source):
+                dims.append(source[axis])
+            else:
+                dims.append(size if size > 0 else None)
+        kind = self.types[node.input[0]].tensor_type.elem_type
+        there = [v for v in [*self.graph.value_info, *self.graph.output] if v.name == node.output[0]]
+        for value in there or [self.graph.value_info.add(name=node.output[0])]:
+            value.type.CopyFrom(helper.make_tensor_type_proto(kind, dims))
+        return True

@@ -1,0 +1,279 @@
+"""Any model → the canonical dialect, in place.
+
+Guarantee: opset 18 or later (up to 26), IR 8 or later, no model-local functions, and initializers of IR 3 files are no
+longer listed as inputs. Forward nodes keep their names, order and meaning; only spellings change that a newer opset
+gave up. After this stage nobody looks at opsets again.
+
+Sources: the version notes on https://onnx.ai/onnx/operators/ and https://github.com/onnx/onnx/blob/main/docs/Changelog.md.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+from gbprewrite.errors import ModelError, UsageError
+from gbprewrite.inference import infer, types_of
+from gbprewrite.modelfile import elements
+
+LOWEST, HIGHEST = 7, 26
+TARGET = 18  # everything the backward pass is written in exists, and every operator of it has a CUDA kernel
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of the ai.onnx domain that a model imports; 0 when it imports none."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
+    """Bring a model to the dialect (in place, except that inlining functions makes a new one).
+
+    Raises ModelError for models older than opset 7 or newer than 26, UsageError for an opset that can't be reached.
+    """
+    source = opset_of(model)
+    if not LOWEST <= source <= HIGHEST:
+        what = "imports no version of ai.onnx" if not source else f"is written in opset {source}"
+        raise ModelError(
+            f"the model {what} (IR {model.ir_version}); opsets {LOWEST} to {HIGHEST} are supported, and onnxruntime "
+            "itself refuses models without one. Export it again, or upgrade it with onnx.version_converter."
+        )
+    target = max(source, TARGET) if opset is None else opset
+    if not max(source, TARGET) <= target <= HIGHEST:
+        raise UsageError(
+            f"--opset {target} can't be reached: the model has opset {source}, and the result needs "
+            f"{max(source, TARGET)} to {HIGHEST}."
+        )
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    _repair_shapes(model)
+    if model.ir_version < 4:
+        weights = {t.name for t in model.graph.initializer}
+        inputs = [i for i in model.graph.input if i.name not in weights]
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+    if source < target:
+        upgrade(model, source, target)
+        for entry in model.opset_import:
+            if entry.domain in ("", "ai.onnx"):
+                entry.version = target
+    model.ir_version = max(model.ir_version, 8)
+    return model
+
+
+def _repair_shapes(model: ModelProto) -> None:
+    """Exporters that write an unknown dimension as -1 mean a symbol; inference would calculate with the number."""
+    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value < 0:
+                dim.dim_param = f"{value.name}_dim{axis}"
+
+
+class _Upgrade:
+    """One node on its way up: its graph, types of values, and how to add constants and neighbours."""
+
+    def __init__(self, graph: GraphProto, node: NodeProto, types: dict[str, onnx.TypeProto]) -> None:
+        self.graph, self.node, self.types = graph, node, types
+        self.before: list[NodeProto] = []
+        self.after: list[NodeProto] = []
+
+    def take(self, name: str) -> Any:
+        """Remove an attribute; its value, or None."""
+        for i, attribute in enumerate(self.node.attribute):
+            if attribute.name == name:
+                value = helper.get_attribute_value(attribute)
+                del self.node.attribute[i]
+                return value
+        return None
+
+    def set(self, **attributes: Any) -> None:
+        self.node.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
+
+    def constant(self, role: str, value: Any, dtype: Any = np.int64) -> str:
+        name = f"{self.node.name or self.node.output[0]}/{role}"
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(value, dtype), name))
+        return name
+
+    def dtype(self, index: int = 0) -> np.dtype[Any]:
+        """numpy type of an input."""
+        found = self.types.get(self.node.input[index])
+        kind = found.tensor_type.elem_type if found is not None else 0
+        return np.dtype(helper.tensor_dtype_to_np_dtype(kind or onnx.TensorProto.FLOAT))
+
+    def shape(self, index: int = 0) -> list[int | None] | None:
+        """Shape of an input, None where it isn't known."""
+        found = self.types.get(self.node.input[index])
+        if found is None or not found.tensor_type.HasField("shape"):
+            return None
+        return [d.dim_value if d.HasField("dim_value") else None for d in found.tensor_type.shape.dim]
+
+
+def _axes_to_input(u: _Upgrade) -> None:
+    axes = u.take("axes")
+    if axes is not None:
+        u.node.input.append(u.constant("axes", axes))
+
+
+def _split_13(u: _Upgrade) -> None:
+    sizes = u.take("split")
+    if sizes is not None:
+        u.node.input.append(u.constant("split", sizes))
+
+
+def _split_18(u: _Upgrade) -> None:
+    if len(u.node.input) < 2:
+        u.set(num_outputs=len(u.node.output))
+
+
+def _dropout(u: _Upgrade) -> None:
+    u.take("ratio")
+
+
+def _clip(u: _Upgrade) -> None:
+    kind = u.dtype()
+    bounds = [(role, u.take(role)) for role in ("min", "max")]
+    names = ["" if value is None else u.constant(role, value, kind) for role, value in bounds]
+    u.node.input.extend(names if names[1] else [n for n in names[:1] if n])
+
+
+def _pad(u: _Upgrade) -> None:
+    value = u.take("value")
+    u.node.input.append(u.constant("pads", u.take("pads")))
+    if value:
+        u.node.input.append(u.constant("value", value, u.dtype()))
+
+
+def _slice(u: _Upgrade) -> None:
+    for role in ("starts", "ends", "axes"):
+        value = u.take(role)
+        if value is not None:
+            u.node.input.append(u.constant(role, value))
+
+
+def _top_k(u: _Upgrade) -> None:
+    u.node.input.append(u.constant("k", [u.take("k")]))
+
+
+def _upsample(u: _Upgrade) -> None:
+    scales = u.take("scales")
+    name = u.node.input[1] if scales is None else u.constant("scales", scales, np.float32)
+    u.node.op_type = "Resize"
+    del u.node.input[1:]
+    u.node.input.extend(["", name])
+    u.set(coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+
+
+def _resize_10(u: _Upgrade) -> None:
+    u.node.input.insert(1, "")
+    u.set(coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+
+
+def _coerced_softmax(u: _Upgrade) -> None:
+    """Until opset 13 Softmax flattened everything from `axis` on into one row."""
+    axis = u.take("axis")
+    axis = 1 if axis is None else axis
+    shape = u.shape()
+    if shape is None:
+        raise ModelError(
+            f"{u.node.op_type} node {u.node.name or u.node.output[0]!r} of this old opset needs an input of known "
+            "rank, which shape inference can't tell. Add shapes to the model or export it with opset 13 or later."
+        )
+    axis %= len(shape)
+    if all(d == 1 for d in shape[axis + 1 :]):
+        u.set(axis=axis)
+        return
+    name = u.node.name or u.node.output[0]
+    source, output = u.node.input[0], u.node.output[0]
+    flat, rows, size = f"{name}/flat", f"{name}/rows", f"{name}/shape"
+    u.before.append(helper.make_node("Flatten", [source], [flat], f"{name}/Flatten", axis=axis))
+    u.before.append(helper.make_node("Shape", [source], [size], f"{name}/Shape"))
+    u.node.input[0], u.node.output[0] = flat, rows
+    u.set(axis=-1)
+    u.after.append(helper.make_node("Reshape", [rows, size], [output], f"{name}/Reshape"))
+
+
+def _batch_normalization(u: _Upgrade) -> None:
+    if u.take("spatial") == 0:
+        raise ModelError(
+            f"BatchNormalization node {u.node.name!r} has spatial=0, which no opset since 9 can express. "
+            "Export the model again with a newer opset."
+        )
+
+
+def _roi_align(u: _Upgrade) -> None:
+    u.set(coordinate_transformation_mode="output_half_pixel")
+
+
+def _grid_sample(u: _Upgrade) -> None:
+    mode = u.take("mode")
+    mode = mode.decode() if mode else "bilinear"
+    u.set(mode={"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode))
+
+
+def _scatter(u: _Upgrade) -> None:
+    u.node.op_type = "ScatterElements"
+
+
+_REDUCTIONS = "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSumSquare"
+
+# operator: (the opset that changed it, how to follow), oldest first
+UPGRADES: dict[str, list[tuple[int, Callable[[_Upgrade], None]]]] = {
+    "BatchNormalization": [(9, _batch_normalization)],
+    "Clip": [(11, _clip)],
+    "Dropout": [(12, _dropout)],
+    "GridSample": [(20, _grid_sample)],
+    "Hardmax": [(13, _coerced_softmax)],
+    "LogSoftmax": [(13, _coerced_softmax)],
+    "Pad": [(11, _pad)],
+    "ReduceSum": [(13, _axes_to_input)],
+    "Resize": [(11, _resize_10)],
+    "RoiAlign": [(16, _roi_align)],
+    "Scatter": [(11, _scatter)],
+    "Slice": [(10, _slice)],
+    "Softmax": [(13, _coerced_softmax)],
+    "Split": [(13, _split_13), (18, _split_18)],
+    "Squeeze": [(13, _axes_to_input)],
+    "TopK": [(10, _top_k)],
+    "Unsqueeze": [(13, _axes_to_input)],
+    "Upsample": [(11, _upsample)],
+    **{name: [(18, _axes_to_input)] for name in _REDUCTIONS.split()},
+}
+
+
+def upgrade(model: ModelProto, source: int, target: int) -> None:
+    """Rewrite, in place, every node whose spelling changed between two opsets."""
+    types = types_of(infer(model)) if any(node.op_type in UPGRADES for node in model.graph.node) else {}
+    for graph in _graphs(model.graph):
+        nodes: list[NodeProto] = []
+        for node in graph.node:
+            step = _Upgrade(graph, node, types)
+            if node.domain in ("", "ai.onnx"):
+                for version, follow in UPGRADES.get(node.op_type, []):
+                    if source < version <= target:
+                        follow(step)
+            nodes += [*step.before, node, *step.after]
+        if len(nodes) > len(graph.node):
+            copies = []
+            for node in nodes:
+                copy = NodeProto()
+                copy.CopyFrom(node)
+                copies.append(copy)
+            del graph.node[:]
+            graph.node.extend(copies)
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """A graph and all graphs inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+
+
+def parameters(model: ModelProto) -> int:
+    """Number of weights, in initializers and in Constant nodes."""
+    constants = (a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.HasField("t"))
+    return sum(elements(t.dims) for t in [*model.graph.initializer, *constants])

@@ -1,0 +1,74 @@
+"""Facts about tensors, and how graphsurgeon's objects read in ONNX's own types."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto, TypeProto, helper, numpy_helper
+
+Tensor: TypeAlias = gs.Tensor
+SMALL = 4096  # elements: constants up to this size are looked into, and passed on to shape inference
+
+
+def elements_of(tensor: Tensor) -> int:
+    """Number of elements of a constant, without loading its values."""
+    return int(np.prod(tensor.shape, dtype=np.int64))
+
+
+def numpy_dtype(tensor: Tensor) -> np.dtype[Any]:
+    """The numpy (or ml_dtypes) type of a tensor; graphsurgeon keeps types that numpy lacks as ONNX numbers."""
+    if isinstance(tensor.dtype, int):
+        return np.dtype(helper.tensor_dtype_to_np_dtype(tensor.dtype))
+    found: np.dtype[Any] = np.dtype(tensor.dtype)
+    return found
+
+
+def is_float(tensor: Tensor) -> bool:
+    """Whether a cotangent of this tensor makes sense: float16, bfloat16, float32 or float64."""
+    return tensor.dtype is not None and onnx_type(tensor) in (
+        TensorProto.FLOAT,
+        TensorProto.DOUBLE,
+        TensorProto.FLOAT16,
+        TensorProto.BFLOAT16,
+    )
+
+
+def onnx_type(tensor: Tensor) -> int:
+    """The tensor's element type as ONNX numbers it."""
+    if isinstance(tensor.dtype, int):
+        return tensor.dtype
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
+
+
+def type_proto(tensor: Tensor) -> TypeProto:
+    """The tensor's type as ONNX writes it."""
+    if tensor.dtype is None:
+        return TypeProto()
+    return helper.make_tensor_type_proto(onnx_type(tensor), tensor.shape)
+
+
+def read_type(proto: TypeProto) -> tuple[Any, list[int | str | None] | None]:
+    """(dtype, shape) as graphsurgeon keeps them."""
+    kind = proto.tensor_type
+    dtype: Any = helper.tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type else None
+    if dtype is not None and kind.elem_type == TensorProto.BFLOAT16:
+        dtype = kind.elem_type
+    if not kind.HasField("shape"):
+        return dtype, None
+    shape: list[int | str | None] = []
+    for dim in kind.shape.dim:
+        shape.append(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None)
+    return dtype, shape
+
+
+def node_proto(node: gs.Node) -> onnx.NodeProto:
+    """A built node as ONNX writes it."""
+    return helper.make_node(
+        node.op, [t.name for t in node.inputs], [t.name for t in node.outputs], node.name, domain=node.domain or "",
+        **{k: _attribute(v) for k, v in sorted(node.attrs.items())},
+    )  # fmt: skip
+
+
+def _attribute(value: Any) -> Any:
+    return numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value

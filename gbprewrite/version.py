@@ -1,0 +1,8 @@
+"""The version, read from the installed package."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("gbprewrite")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+source"
