@@ -1,0 +1,138 @@
+"""op.Mul(a, b): one backward node at a time, with its types, its name and its origin.
+
+Equal nodes are built once (hash-consing over the forward graph as well), so rules may recompute freely: what the
+forward pass already has is reused, and several methods share their masks.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import helper, numpy_helper, shape_inference
+
+from gbprewrite.tensors import SMALL, Tensor, elements_of, node_proto, numpy_dtype, read_type, type_proto
+
+Operand: TypeAlias = gs.Tensor | np.ndarray | float | int | None
+
+
+class Emitter:
+    """Builds nodes behind a forward graph; `nodes` is what was built, in order."""
+
+    def __init__(self, forward: gs.Graph, opset: int, prefix: str = "") -> None:
+        self.opset = opset
+        self.prefix = prefix
+        self.nodes: list[gs.Node] = []
+        self.constants: list[gs.Constant] = []
+        self.scope = "grad"
+        self._names: set[str] = {n.name for n in forward.nodes}
+        self._known: dict[Any, list[Tensor]] = {}
+        self._constants: dict[Any, gs.Constant] = {}
+        self._built: set[int] = set()
+        self._schemas: dict[str, onnx.defs.OpSchema] = {}
+        for tensor in [*forward.inputs, *(t for n in forward.nodes for t in [*n.inputs, *n.outputs])]:
+            self._names.add(tensor.name)
+        for node in forward.nodes:
+            if node.domain in (None, "", "ai.onnx"):
+                self._known.setdefault(self._key(node.op, node.inputs, node.attrs, len(node.outputs)), node.outputs)
+
+    def __getattr__(self, operator: str) -> Callable[..., Any]:
+        if not operator[:1].isupper():
+            raise AttributeError(operator)
+
+        def emit(*inputs: Operand, outputs: int = 1, **attributes: Any) -> Any:
+            made = self.emit(operator, inputs, attributes, outputs)
+            return made[0] if outputs == 1 else made
+
+        return emit
+
+    def emit(self, operator: str, inputs: Sequence[Operand], attributes: dict[str, Any], outputs: int) -> list[Tensor]:
+        """Build one node, or find it: an equal node gives its outputs again."""
+        tensors = self._tensors(inputs)
+        attributes = {k: v for k, v in attributes.items() if v is not None}
+        key = self._key(operator, tensors, attributes, outputs)
+        if key in self._known:
+            return self._known[key]
+        name = self.unique(f"{self.prefix}{self.scope}/{operator}")
+        made = [gs.Variable(name if i == 0 else f"{name}:{i}") for i in range(outputs)]
+        node = gs.Node(operator, name, attributes, tensors, made)
+        self._infer(node)
+        self.nodes.append(node)
+        self._built.update(id(t) for t in made)
+        self._known[key] = made
+        return made
+
+    def constant(self, value: Any, dtype: Any = None) -> gs.Constant:
+        """An initializer; equal values are stored once."""
+        array = np.ascontiguousarray(np.asarray(value, dtype))
+        array = array.reshape(np.shape(value))  # ascontiguousarray makes a vector of a scalar
+        key = (array.dtype.str, array.dtype.name, array.shape, array.tobytes())
+        if key not in self._constants:
+            made = gs.Constant(self.unique(f"{self.prefix}grad/constant"), array)
+            self._constants[key] = made
+            self.constants.append(made)
+        return self._constants[key]
+
+    def name(self, tensor: Tensor, name: str) -> Tensor:
+        """Give a built tensor a telling name; forward tensors, and tensors that have one already, keep theirs."""
+        if id(tensor) in self._built:
+            self._built.discard(id(tensor))
+            tensor.name = self.unique(self.prefix + name)
+        return tensor
+
+    def output(self, tensor: Tensor, name: str, like: Tensor | None = None) -> gs.Variable:
+        """A new graph output of exactly this name."""
+        made = gs.Variable(name)
+        node = gs.Node("Identity", self.unique(f"{name}/Identity"), {}, [self._tensors([tensor])[0]], [made])
+        self._infer(node)
+        if like is not None:
+            made.shape = like.shape
+        self.nodes.append(node)
+        return made
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Keep these names for outputs."""
+        self._names.update(names)
+
+    def unique(self, name: str) -> str:
+        candidate, count = name, 1
+        while candidate in self._names:
+            count += 1
+            candidate = f"{name}_{count}"
+        self._names.add(candidate)
+        return candidate
+
+    def _tensors(self, inputs: Sequence[Operand]) -> list[Tensor]:
+        kind = next((numpy_dtype(t) for t in inputs if isinstance(t, gs.Tensor)), None)
+        made: list[Tensor] = []
+        for value in inputs:
+            if value is None:
+                made.append(gs.Variable.empty())
+            elif isinstance(value, gs.Tensor):
+                made.append(value)
+            else:
+                made.append(self.constant(value, None if isinstance(value, (np.ndarray, np.generic)) else kind))
+        return made
+
+    @staticmethod
+    def _key(operator: str, inputs: Iterable[Tensor], attributes: dict[str, Any], outputs: int) -> Any:
+        return operator, tuple(t.name or None for t in inputs), repr(sorted(attributes.items())), outputs
+
+    def _infer(self, node: gs.Node) -> None:
+        schema = self._schemas.get(node.op)
+        if schema is None:
+            schema = self._schemas[node.op] = onnx.defs.get_schema(node.op, self.opset)
+        proto = node_proto(node)
+        types = {t.name: type_proto(t) for t in node.inputs if t.name}
+        data = {
+            t.name: numpy_helper.from_array(t.values, t.name)
+            for t in node.inputs
+            if isinstance(t, gs.Constant) and elements_of(t) <= SMALL
+        }
+        found = shape_inference.infer_node_outputs(
+            schema, proto, types, data, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10
+        )
+        for tensor in node.outputs:
+            if tensor.name in found:
+                tensor.dtype, tensor.shape = read_type(found[tensor.name])

@@ -1,0 +1,158 @@
+"""Arithmetic and elementary functions, element by element.
+
+Source: the operator pages of https://onnx.ai/onnx/operators/.
+"""
+
+import math
+
+import numpy as np
+
+from gbprewrite.rules import vjp
+from gbprewrite.tensors import numpy_dtype, onnx_type
+
+
+@vjp("Add")
+def add(op, dy, y, a, b):
+    """da = dy,  db = dy"""
+    return dy, dy
+
+
+@vjp("Sub")
+def sub(op, dy, y, a, b):
+    """da = dy,  db = -dy"""
+    return dy, lambda: op.Neg(dy)
+
+
+@vjp("Mul")
+def mul(op, dy, y, a, b):
+    """da = dy · b,  db = dy · a"""
+    return lambda: op.Mul(dy, b), lambda: op.Mul(dy, a)
+
+
+@vjp("Div")
+def div(op, dy, y, a, b):
+    """da = dy / b,  db = -dy · y / b"""
+    return lambda: op.Div(dy, b), lambda: op.Neg(op.Div(op.Mul(dy, y), b))
+
+
+@vjp("Pow")
+def power(op, dy, y, a, b):
+    """da = dy · b · a^(b-1),  db = dy · y · log a (0 where a = 0)"""
+
+    def base():
+        exponent = op.cast_to(b, a)
+        return op.Mul(dy, op.Mul(exponent, op.Pow(a, op.Sub(exponent, 1))))
+
+    def exponent():
+        positive = op.Greater(a, 0)
+        return op.Mul(dy, op.Mul(y, op.Where(positive, op.Log(op.Where(positive, a, one(a))), zero(a))))
+
+    return base, exponent
+
+
+@vjp("Sum")
+def sum_(op, dy, y, *xs):
+    """dxᵢ = dy"""
+    return (dy,) * len(xs)
+
+
+@vjp("Mean")
+def mean(op, dy, y, *xs):
+    """dxᵢ = dy / n"""
+    return (op.Div(dy, float(len(xs))),) * len(xs)
+
+
+@vjp("Max", "Min")
+def extremum(op, dy, y, *xs):
+    """dxᵢ = dy · (xᵢ = y) / number of inputs equal to y"""
+    if len(xs) == 1:
+        return (dy,)
+    chosen = [op.cast_to(op.Equal(x, y), dy) for x in xs]
+    total = chosen[0]
+    for one_more in chosen[1:]:
+        total = op.Add(total, one_more)
+    share = op.Div(dy, total)
+    return tuple(op.Mul(share, mask) for mask in chosen)
+
+
+@vjp("Where")
+def where(op, dy, y, condition, a, b):
+    """da = dy where the condition holds, db = dy elsewhere"""
+    nothing = zero(dy)
+    return None, lambda: op.Where(condition, dy, nothing), lambda: op.Where(condition, nothing, dy)
+
+
+@vjp("Neg")
+def neg(op, dy, y, x):
+    """dx = -dy"""
+    return op.Neg(dy)
+
+
+@vjp("Abs")
+def abs_(op, dy, y, x):
+    """dx = dy · sign x"""
+    return op.Mul(dy, op.Sign(x))
+
+
+@vjp("Reciprocal")
+def reciprocal(op, dy, y, x):
+    """dx = -dy · y²"""
+    return op.Neg(op.Mul(dy, op.Mul(y, y)))
+
+
+@vjp("Sqrt")
+def sqrt(op, dy, y, x):
+    """dx = dy / 2y"""
+    return op.Div(dy, op.Add(y, y))
+
+
+@vjp("Exp")
+def exp(op, dy, y, x):
+    """dx = dy · y"""
+    return op.Mul(dy, y)
+
+
+@vjp("Log")
+def log(op, dy, y, x):
+    """dx = dy / x"""
+    return op.Div(dy, x)
+
+
+@vjp("Erf")
+def erf(op, dy, y, x):
+    """dx = dy · 2/√π · exp(-x²)"""
+    return op.Mul(dy, op.Mul(op.Exp(op.Neg(op.Mul(x, x))), 2 / math.sqrt(math.pi)))
+
+
+@vjp("Sin")
+def sin(op, dy, y, x):
+    """dx = dy · cos x"""
+    return op.Mul(dy, op.Cos(x))
+
+
+@vjp("Cos")
+def cos(op, dy, y, x):
+    """dx = -dy · sin x"""
+    return op.Neg(op.Mul(dy, op.Sin(x)))
+
+
+@vjp("Identity", "Dropout")
+def identity(op, dy, y, x, *ratio_and_mode):
+    """dx = dy (inference)"""
+    return dy
+
+
+@vjp("Cast", "CastLike")
+def cast(op, dy, y, x, *like):
+    """dx = dy, cast back to the type of x"""
+    return op.Cast(dy, to=onnx_type(x))
+
+
+def zero(like):
+    """0 as a scalar of the type of `like`."""
+    return np.zeros((), numpy_dtype(like))
+
+
+def one(like):
+    """1 as a scalar of the type of `like`."""
+    return np.ones((), numpy_dtype(like))
