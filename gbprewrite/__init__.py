@@ -1,0 +1,28 @@
+"""gbprewrite: any exported CNN's .onnx file, with guided backpropagation, deconvnet and gradient maps as outputs."""
+
+from gbprewrite.convert import convert, inspect
+from gbprewrite.errors import (
+    DataError,
+    GbprewriteError,
+    ModelError,
+    OutputError,
+    RuntimeUnavailable,
+    UnsupportedOperators,
+    UsageError,
+)
+from gbprewrite.report import Inspection
+from gbprewrite.version import __version__
+
+__all__ = [
+    "DataError",
+    "GbprewriteError",
+    "Inspection",
+    "ModelError",
+    "OutputError",
+    "RuntimeUnavailable",
+    "UnsupportedOperators",
+    "UsageError",
+    "__version__",
+    "convert",
+    "inspect",
+]

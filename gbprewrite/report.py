@@ -1,0 +1,153 @@
+"""What was rewritten, what was left, and why: the record in the file, and the inspection of any model."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import ModelProto, helper
+
+from gbprewrite import policies
+from gbprewrite.errors import Obstacle
+from gbprewrite.modelfile import sha256
+from gbprewrite.normalise import opset_of, parameters
+from gbprewrite.rules import NO_GRADIENT, VJP
+from gbprewrite.seed import Target
+from gbprewrite.select import Selection
+from gbprewrite.version import __version__
+
+KEY = "gbprewrite"  # of the record in the file's metadata_props
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model is, and what each method would do to it; `to_json` gives plain types."""
+
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    opset: int
+    ir_version: int
+    producer: str
+    nodes: int
+    parameters: int
+    nonlinearities: list[dict[str, Any]]
+    pools: list[dict[str, Any]]
+    missing: list[Obstacle]
+    record: Record | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as dictionaries, lists, strings and numbers."""
+        return {**asdict(self), "missing": [o._asdict() for o in self.missing]}
+
+
+def read_record(model: ModelProto) -> Record | None:
+    """The record of a converted file, None for any other model."""
+    for entry in model.metadata_props:
+        if entry.key == KEY:
+            record: Record = json.loads(entry.value)
+            return record
+    return None
+
+
+def write_record(model: ModelProto, record: Record) -> None:
+    """Put a record into the file's metadata."""
+    entry = model.metadata_props.add()
+    entry.key, entry.value = KEY, json.dumps(record, sort_keys=True, ensure_ascii=False)
+
+
+def source_facts(model: ModelProto) -> dict[str, Any]:
+    """The part of the record that must be taken before the source is worked on."""
+    return {"source": {"sha256": sha256(model), "nodes": len(model.graph.node), "opset": opset_of(model)}}
+
+
+def record(
+    model: ModelProto,
+    added: tuple[int, int],
+    chosen: Selection,
+    methods: Sequence[str],
+    target: Target,
+    names: Mapping[str, str],
+    maps: Mapping[tuple[str, str], str],
+    found: Sequence[policies.Nonlinearity],
+    marked: set[int],
+) -> dict[str, Any]:
+    """What was done to a model: `added` nodes and initializers stand at the end of their lists."""
+    return {
+        "version": __version__,
+        "methods": list(methods),
+        "target": target.text,
+        "output": chosen.output.name,
+        "score": chosen.score.name,
+        "stepped_over": [n.name for n in chosen.stepped_over],
+        "class_axis": chosen.class_axis,
+        "maps": [{"input": x, "method": m, "output": name} for (x, m), name in maps.items()],
+        **{f"{role}_name": names[role] if role in target.roles else None for role in names},
+        "rectifiers": treatments([n for n in found if id(n.node) in marked], methods, marked),
+        "activations": treatments([n for n in found if id(n.node) not in marked], methods, marked),
+        "pools": pools(chosen.nodes),
+        "nodes": len(model.graph.node),
+        "added": {"nodes": added[0], "initializers": added[1]},
+        "opset": opset_of(model),
+    }
+
+
+def treatments(
+    found: Sequence[policies.Nonlinearity], methods: Sequence[str], marked: set[int]
+) -> list[dict[str, Any]]:
+    """A row for each nonlinearity: node, operator, kind, role, and its rule under each method."""
+    return [
+        {
+            "node": n.node.name,
+            "operator": n.node.op,
+            "kind": n.kind,
+            "role": n.role,
+            "rules": {m: policies.description(n.node, m, marked) for m in methods},
+        }
+        for n in found
+    ]
+
+
+def pools(nodes: Iterable[gs.Node]) -> list[dict[str, Any]]:
+    """A row for each pool."""
+    return [
+        {"node": n.name, "operator": n.op, "rule": VJP[n.op].text if n.op in VJP else "no rule"}
+        for n in nodes
+        if n.op in policies.POOLS
+    ]
+
+
+def value_row(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    """Name, dtype and shape of a graph input or output."""
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not kind.elem_type:
+        return {"name": value.name, "dtype": value.type.WhichOneof("value") or "unknown", "shape": None}
+    shape: list[int | str] | None = None
+    if kind.HasField("shape"):
+        # Some exporters write -1 for a dimension that is open.
+        shape = [d.dim_value if d.dim_value > 0 else d.dim_param or "?" for d in kind.shape.dim]
+    return {"name": value.name, "dtype": str(helper.tensor_dtype_to_np_dtype(kind.elem_type)), "shape": shape}
+
+
+def describe(model: ModelProto) -> dict[str, Any]:
+    """The plain facts of a file, before any work on it."""
+    weights = {t.name for t in model.graph.initializer}
+    return {
+        "inputs": [value_row(i) for i in model.graph.input if i.name not in weights],
+        "outputs": [value_row(o) for o in model.graph.output],
+        "opset": opset_of(model),
+        "ir_version": model.ir_version,
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "nodes": len(model.graph.node),
+        "parameters": parameters(model),
+        "record": read_record(model),
+    }
+
+
+def rule_table() -> list[tuple[str, str, str]]:
+    """(operator, formula, "rule" or "no gradient") for every operator that gbprewrite knows."""
+    rows = [(name, rule.text, "rule") for name, rule in VJP.items()]
+    rows += [(name, "its output carries no gradient", "no gradient") for name in NO_GRADIENT]
+    return sorted(rows)

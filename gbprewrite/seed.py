@@ -1,0 +1,208 @@
+"""What is explained → the first dy.
+
+A `Target` is what the user asked for; `seeds` turns it into cotangents of the score, one for each explained class.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from gbprewrite.errors import UsageError
+from gbprewrite.lowering import Builder
+from gbprewrite.shapes import Dim, fixed
+from gbprewrite.tensors import Tensor, numpy_dtype
+
+SPELLINGS = "argmax, INDEX, INDEX,INDEX,..., unit:C,H,W, input, seed, or topk:K"
+STEPPED_OVER = ("Softmax", "LogSoftmax", "Sigmoid")
+MOVED = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Cast")
+
+
+class Target(NamedTuple):
+    """kind is argmax, index, list, unit, input, seed or topk; numbers are the indices, the unit, or K."""
+
+    kind: str
+    numbers: tuple[int, ...] = ()
+    text: str = ""
+
+    @property
+    def many(self) -> bool:
+        """Whether the maps get an axis of classes."""
+        return self.kind in ("list", "topk")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What the file gains besides the maps: explained_index, and the inputs `target` or `seed`."""
+        if self.kind == "seed":
+            return ("seed",)
+        return ("explained_index", "target") if self.kind == "input" else ("explained_index",)
+
+
+def parse(target: str | int | Sequence[int]) -> Target:
+    """Read a target; raises UsageError that names the spellings."""
+    text = target if isinstance(target, str) else ",".join(map(str, np.atleast_1d(target).tolist()))
+    text = text.strip()
+    if text in ("argmax", "input", "seed"):
+        return Target(text, (), text)
+    match = re.fullmatch(r"(unit:|topk:|)(\d+(?:,\d+)*)", text)
+    if match:
+        prefix, numbers = match[1], tuple(map(int, match[2].split(",")))
+        if prefix == "unit:":
+            return Target("unit", numbers, text)
+        if prefix == "topk:" and len(numbers) == 1 and numbers[0] > 0:
+            return Target("topk", numbers, text)
+        if not prefix:
+            single = len(numbers) == 1 and (isinstance(target, (str, int, np.integer)))
+            return Target("index" if single else "list", numbers, text)
+    raise UsageError(f"--target {text!r} is not understood. Choose {SPELLINGS}; indices count from 0.")
+
+
+def step_over(tensor: Tensor) -> tuple[Tensor, list[gs.Node], int | None]:
+    """The score before a final Softmax, LogSoftmax or Sigmoid: (score, nodes stepped over, axis of the classes)."""
+    current = tensor
+    while isinstance(current, gs.Variable) and current.inputs:
+        node = current.inputs[0]
+        if node.op in STEPPED_OVER:
+            return node.inputs[0], [node], node.attrs.get("axis", -1) if node.op != "Sigmoid" else None
+        if node.op not in MOVED:
+            break
+        current = node.inputs[0]
+    return tensor, [], None
+
+
+class Seeds(NamedTuple):
+    """`cotangents` of the score, one for each class; `indices` as they go out; `in_range` bool [N] where that must be
+    asked at run time; `inputs` that the graph gains; `many` when the maps get an axis of classes."""
+
+    cotangents: list[Tensor]
+    indices: Tensor | None
+    in_range: Tensor | None
+    inputs: list[gs.Variable]
+    many: bool = False
+
+
+def seeds(op: Builder, score: Tensor, target: Target, class_axis: int, names: dict[str, str]) -> Seeds:
+    """The cotangents that a target stands for.
+
+    Raises UsageError when an index is out of range, or the unit has another rank than the score.
+    """
+    op.scope = "seed"
+    if target.kind == "seed":
+        given = gs.Variable(names["seed"], score.dtype, score.shape)
+        return Seeds([given], None, None, [given])
+    rank = len(score.shape)
+    if target.kind == "unit":
+        return _unit(op, score, target)
+    if rank < 2:
+        if target.kind in ("argmax", "index") and set(target.numbers) <= {0}:
+            batch = op.shape_of(score) if rank else op.constant(np.array([1], np.int64))
+            return Seeds([op.ones_like(score)], op.Expand(np.zeros(1, np.int64), batch), None, [])
+        raise UsageError(
+            f"--target {target.text}: the score {score.name!r} has rank {rank} and so no class axis. "
+            "Use --target argmax (each value is one score) or --target seed."
+        )
+    if not -rank <= class_axis < rank or class_axis % rank == 0:
+        raise UsageError(
+            f"--class-axis {class_axis}: the score {score.name!r} has shape {score.shape}; axis 0 is the batch, so "
+            f"choose 1 to {rank - 1}."
+        )
+    axis = class_axis % rank
+    classes, batch_size = op.dim(score, axis), op.dim(score, 0)
+    if fixed(classes):
+        for number in target.numbers:
+            limit = classes + 1 if target.kind == "topk" else classes
+            if number >= limit:
+                raise UsageError(
+                    f"--target {target.text}: out of range, the score {score.name!r} has {classes} classes "
+                    f"(axis {axis} of {score.shape}), so indices run from 0 to {classes - 1}."
+                )
+    batch = op.vector([batch_size])
+    if target.kind in ("index", "list"):
+        columns = [op.constant(np.array([n], np.int64)) for n in target.numbers]
+        made = [_one_hot(op, score, op.Reshape(c, _ones(rank)), axis, classes) for c in columns]
+        row = np.array([target.numbers], np.int64) if target.many else np.array(target.numbers, np.int64)
+        shape = op.vector([batch_size, len(target.numbers)]) if target.many else batch
+        in_range = None
+        if not fixed(classes):
+            in_range = op.Expand(op.Less(op.constant(np.array([max(target.numbers)], np.int64)), classes), batch)
+        return Seeds(made, op.Expand(row, shape), in_range, [], target.many)
+    if target.kind == "input":
+        given = gs.Variable(names["target"], np.dtype(np.int64), [score.shape[0]])
+        index = op.Reshape(given, np.array([-1] + [1] * (rank - 1), np.int64))
+        index.shape = [score.shape[0]] + [1] * (rank - 1)
+        in_range = op.And(op.GreaterOrEqual(given, 0), op.Less(given, op.vector([classes])))
+        return Seeds([_one_hot(op, score, index, axis, classes)], given, in_range, [given])
+    rest = [a for a in range(1, rank) if a != axis and score.shape[a] != 1]
+    sums = op.ReduceSum(score, np.array(rest, np.int64), keepdims=1) if rest else score
+    if target.kind == "argmax":
+        index = op.ArgMax(sums, axis=axis, keepdims=1)
+        flat = op.Reshape(index, np.array([-1], np.int64))
+        flat.shape = [score.shape[0]]
+        return Seeds([_one_hot(op, score, index, axis, classes)], flat, None, [])
+    (count,) = target.numbers
+    found = op.TopK(sums, np.array([count], np.int64), outputs=2, axis=axis)[1]
+    made = [_one_hot(op, score, op.slice(found, [axis], [k], [1]), axis, classes) for k in range(count)]
+    index = op.Reshape(found, np.array([-1, count], np.int64))
+    index.shape = [score.shape[0], count]
+    return Seeds(made, index, None, [], many=True)
+
+
+def _ones(rank: int) -> np.ndarray[Any, Any]:
+    return np.ones(rank, np.int64)
+
+
+def _one_hot(op: Builder, score: Tensor, index: Tensor, axis: int, size: Dim) -> Tensor:
+    """1 where the position along the axis equals the index, in the shape of the score."""
+    shape = [-1 if a == axis else 1 for a in range(len(score.shape))]
+    places = op.Reshape(op.range(size), np.array(shape, np.int64))
+    return op.expand_like(op.cast_to(op.Equal(places, index), score), score)
+
+
+def _unit(op: Builder, score: Tensor, target: Target) -> Seeds:
+    rank = len(score.shape)
+    if len(target.numbers) != rank - 1:
+        raise UsageError(
+            f"--target {target.text}: names {len(target.numbers)} coordinates, the score {score.name!r} of shape "
+            f"{score.shape} needs {rank - 1} behind the batch."
+        )
+    made: Tensor | None = None
+    in_range: Tensor | None = None
+    batch_size = op.dim(score, 0)
+    for axis, number in enumerate(target.numbers, 1):
+        size = op.dim(score, axis)
+        if isinstance(size, int) and number >= size:
+            raise UsageError(
+                f"--target {target.text}: out of range, axis {axis} of the score {score.name!r} has {size} positions."
+            )
+        if not isinstance(size, int):
+            inside = op.Less(op.constant(np.array([number], np.int64)), size)
+            in_range = inside if in_range is None else op.And(in_range, inside)
+        shape = np.array([-1 if a == axis else 1 for a in range(rank)], np.int64)
+        here = op.Equal(op.Reshape(op.range(size), shape), np.array(number, np.int64))
+        made = here if made is None else op.And(made, here)
+    assert made is not None
+    index = op.Expand(np.array([target.numbers], np.int64), op.vector([batch_size, rank - 1]))
+    if in_range is not None:
+        in_range = op.Expand(in_range, op.vector([batch_size]))
+    return Seeds([op.expand_like(op.cast_to(made, score), score)], index, in_range, [])
+
+
+def as_output(op: Builder, x: Tensor, cotangents: Sequence[Tensor | None], seeds: Seeds, name: str) -> Tensor:
+    """The map of one input as a graph output; several classes are stacked behind the batch.
+
+    Samples whose target does not exist become NaN: an all-zero map would pass for an explanation.
+    """
+    made = [op.zeros_like(x) if c is None else c for c in cotangents]
+    if seeds.in_range is not None:
+        shape = np.array([-1] + [1] * (len(x.shape) - 1), np.int64)
+        exists = op.Reshape(seeds.in_range, shape)
+        made = [op.Where(exists, c, np.full((), np.nan, numpy_dtype(c))) for c in made]
+    if not seeds.many:
+        return op.output(made[0], name, like=x)
+    axis = 1 if len(x.shape) else 0
+    parts = [op.Unsqueeze(c, np.array([axis], np.int64)) for c in made]
+    stacked = op.output(op.Concat(*parts, axis=axis), name)
+    stacked.shape = [*x.shape[:1], len(made), *x.shape[1:]]
+    return stacked

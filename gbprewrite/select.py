@@ -1,0 +1,166 @@
+"""What the user asked for, found in the graph: the score, the inputs, the nodes between, the rectifiers among them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import onnx_graphsurgeon as gs
+from onnx import ModelProto
+
+from gbprewrite import differentiate, policies, seed
+from gbprewrite.errors import ModelError, UnsupportedOperators, UsageError
+from gbprewrite.policies import METHODS, Nonlinearity
+from gbprewrite.tensors import Tensor, is_float
+
+
+class Selection(NamedTuple):
+    """The graph output that was chosen, the score that is explained for it (the tensor before a final Softmax or
+    Sigmoid, `stepped_over`), the axis of its classes, the inputs, and the nodes on the way, in the graph's order."""
+
+    output: Tensor
+    score: Tensor
+    stepped_over: list[gs.Node]
+    class_axis: int
+    inputs: list[Tensor]
+    nodes: list[gs.Node]
+
+
+def select(
+    graph: gs.Graph,
+    model: ModelProto,
+    score: str | None,
+    inputs: Sequence[str],
+    class_axis: int | None,
+    through_softmax: bool,
+    opset: int,
+) -> Selection:
+    """Find what is explained, and with respect to what.
+
+    Raises UsageError for unknown names, ModelError where nothing can be explained, UnsupportedOperators with every
+    node on the way that has no rule.
+    """
+    wanted = input_tensors(graph, model, inputs)
+    output = _output(graph, wanted, score)
+    explained, stepped, axis = (output, [], None) if through_softmax else seed.step_over(output)
+    _check_score(explained)
+    nodes = differentiate.path(graph, wanted, explained)
+    obstacles = differentiate.missing(nodes, opset)
+    if obstacles:
+        raise UnsupportedOperators(obstacles)
+    read = {id(t) for n in nodes for t in n.inputs} | {id(explained)}
+    reached = [t for t in wanted if id(t) in read]
+    unreached = [t.name for t in wanted if id(t) not in read]
+    if unreached and (inputs or not reached):
+        raise ModelError(
+            f"the score {explained.name!r} does not depend on {', '.join(unreached)} by differentiable steps, so there "
+            "is nothing to explain there. Choose another tensor with --score NAME or another input with --input NAME."
+        )
+    if class_axis is None:
+        class_axis = 1 if axis is None else axis
+    return Selection(output, explained, stepped, class_axis, reached, nodes)
+
+
+def methods(names: str | Sequence[str]) -> list[str]:
+    """The methods asked for, each once; UsageError for an unknown one."""
+    asked = list(dict.fromkeys([names] if isinstance(names, str) else names))
+    unknown = [m for m in asked if m not in METHODS]
+    if unknown or not asked:
+        raise UsageError(f"--method {', '.join(unknown) or 'is empty'}: choose from {', '.join(METHODS)}.")
+    return asked
+
+
+def real_inputs(graph: gs.Graph, model: ModelProto) -> list[Tensor]:
+    """Graph inputs that are no weights (the view lists large weights as inputs)."""
+    weights = {t.name for t in model.graph.initializer}
+    return [t for t in graph.inputs if t.name not in weights]
+
+
+def input_tensors(graph: gs.Graph, model: ModelProto, names: Sequence[str] = ()) -> list[Tensor]:
+    """The named inputs, or every float input that is no weight.
+
+    Raises UsageError for an unknown or an integer input, ModelError when the model has no float input.
+    """
+    real = {t.name: t for t in real_inputs(graph, model)}
+    listing = ", ".join(f"{t.name} ({t.dtype})" for t in real.values()) or "none"
+    for name in names:
+        if name not in real:
+            raise UsageError(f"--input {name}: the model has no such input. Its inputs are: {listing}.")
+        if not is_float(real[name]):
+            raise UsageError(
+                f"--input {name}: it holds {real[name].dtype} values, and only floats have a gradient. "
+                f"The inputs are: {listing}."
+            )
+    chosen = [real[n] for n in names] or [t for t in real.values() if is_float(t)]
+    if not chosen:
+        raise ModelError(
+            f"the model has no float input to differentiate, only: {listing}. Integers have no gradient; "
+            "export the model so that it takes the values behind an embedding or a cast as its input."
+        )
+    return chosen
+
+
+def _output(graph: gs.Graph, inputs: Sequence[Tensor], name: str | None) -> Tensor:
+    if name is not None:
+        tensors = {t.name: t for n in graph.nodes for t in n.outputs} | {t.name: t for t in graph.outputs}
+        if name not in tensors:
+            outputs = ", ".join(t.name for t in graph.outputs)
+            raise UsageError(f"--score {name}: the model has no such tensor. Its outputs are: {outputs}.")
+        return tensors[name]
+    able = [t for t in graph.outputs if t.dtype is not None and is_float(t) and differentiate.path(graph, inputs, t)]
+    listing = ", ".join(f"{t.name} {t.shape}" for t in able or graph.outputs)
+    if not able:
+        raise ModelError(
+            f"no output depends on a float input by differentiable steps; the outputs are: {listing}. "
+            "Choose an inner tensor with --score NAME."
+        )
+    if len(able) > 1:
+        raise UsageError(f"{len(able)} outputs could be explained: {listing}. Choose one with --score NAME.")
+    return able[0]
+
+
+def _check_score(score: Tensor) -> None:
+    if score.dtype is None or score.shape is None:
+        raise ModelError(
+            f"the type or rank of the score {score.name!r} can't be inferred. Export the model with shapes, or choose "
+            "another tensor with --score NAME."
+        )
+    if not is_float(score):
+        raise UsageError(f"--score {score.name}: it holds {score.dtype} values, and only floats have a gradient.")
+
+
+def rectifiers(
+    nodes: Sequence[gs.Node], methods: Sequence[str], rectify: Sequence[str]
+) -> tuple[list[Nonlinearity], set[int]]:
+    """Every nonlinearity among the nodes, and id() of those that guided and deconvnet act on.
+
+    Raises ModelError when such a method would act on nothing, UsageError when `rectify` names no activation.
+    """
+    found = [n for n in map(policies.nonlinearity, nodes) if n]
+    marked = policies.rectified(found, rectify)
+    for method in methods:
+        if method != "gradient" and not marked:
+            raise ModelError(_nothing_to_rectify(method, found))
+    return found, marked
+
+
+def _nothing_to_rectify(method: str, found: Sequence[Nonlinearity]) -> str:
+    kinds = Counter(n.node.op for n in found if n.role == "activation")
+    listing = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    ways = [f"use --rectify all to treat these like ReLU ({listing})"] if listing else []
+    return (
+        f"method {method!r} finds no rectifier (Relu, Clip from 0, Max(x, 0), ThresholdedRelu) between the input and "
+        f"the score{f', only {listing}' if listing else ''}: its map would be the plain gradient under another name. "
+        f"Way out: {' or '.join([*ways, 'use --method gradient'])}."
+    )
+
+
+def check_names(graph: gs.Graph, model: ModelProto, gained: Sequence[str]) -> None:
+    """Raise ModelError where the source already uses a name that the result needs."""
+    taken = {t.name for n in graph.nodes for t in [*n.inputs, *n.outputs]} | {t.name for t in graph.inputs}
+    taken |= {t.name for t in model.graph.initializer}
+    clash = sorted(set(gained) & taken)
+    if clash:
+        raise ModelError(
+            f"the model uses the name(s) {', '.join(clash)} already, which the result would need. "
+            "Choose other names with --prefix TEXT."
+        )

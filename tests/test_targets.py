@@ -1,0 +1,157 @@
+"""What is explained: classes, lists, units, run-time targets and seeds; and what happens out of range."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gbprewrite
+from tests.small import cnn, model, normal, run
+
+X = normal(4, 3, 12, 12, seed=9)
+
+
+def gradient_of(wanted: Any, **feeds: Any) -> dict[str, Any]:
+    return run(gbprewrite.convert(cnn(), "gradient", wanted), image=X, **feeds)
+
+
+def by_seed(columns: list[int]) -> Any:
+    """The same map with the cotangent written by hand: row n explains class columns[n]."""
+    seed = np.zeros((4, 5), np.float32)
+    seed[range(4), columns] = 1
+    return gradient_of("seed", seed=seed)["image_gradient"]
+
+
+LOGITS = run(gbprewrite.convert(cnn(), "gradient", "seed", score="logits"), image=X, seed=np.zeros((4, 5), np.float32))
+ORDER = np.argsort(-LOGITS["probabilities"], axis=1, kind="stable")
+
+
+def test_argmax() -> None:
+    found = gradient_of("argmax")
+    np.testing.assert_array_equal(found["explained_index"], ORDER[:, 0])
+    np.testing.assert_array_equal(found["image_gradient"], by_seed(list(ORDER[:, 0])))
+
+
+@pytest.mark.parametrize("target", [3, "3"])
+def test_index(target: Any) -> None:
+    found = gradient_of(target)
+    np.testing.assert_array_equal(found["explained_index"], [3, 3, 3, 3])
+    np.testing.assert_array_equal(found["image_gradient"], by_seed([3] * 4))
+
+
+@pytest.mark.parametrize("target", ["0,4,2", [0, 4, 2]])
+def test_list_adds_an_axis_behind_the_batch(target: Any) -> None:
+    found = gradient_of(target)
+    np.testing.assert_array_equal(found["explained_index"], [[0, 4, 2]] * 4)
+    assert found["image_gradient"].shape == (4, 3, 3, 12, 12)
+    for k, index in enumerate((0, 4, 2)):
+        np.testing.assert_allclose(found["image_gradient"][:, k], by_seed([index] * 4), rtol=1e-6, atol=1e-9)
+
+
+def test_top_k() -> None:
+    found = gradient_of("topk:2")
+    np.testing.assert_array_equal(found["explained_index"], ORDER[:, :2])
+    for k in range(2):
+        np.testing.assert_allclose(found["image_gradient"][:, k], by_seed(list(ORDER[:, k])), rtol=1e-6, atol=1e-9)
+
+
+def test_run_time_input() -> None:
+    target = np.array([4, 0, 2, 2])
+    found = gradient_of("input", target=target)
+    np.testing.assert_array_equal(found["explained_index"], target)
+    np.testing.assert_array_equal(found["image_gradient"], by_seed(list(target)))
+
+
+def test_run_time_input_out_of_range_is_nan_for_its_sample_only() -> None:
+    found = gradient_of("input", target=np.array([4, 5, -1, 2]))["image_gradient"]
+    assert np.isnan(found[1]).all()
+    assert np.isnan(found[2]).all()
+    np.testing.assert_array_equal(found[[0, 3]], by_seed([4, 0, 0, 2])[[0, 3]])
+
+
+def test_softmax_is_stepped_over_unless_asked_for() -> None:
+    over, through = (gbprewrite.convert(cnn(), "gradient", 1, through_softmax=t) for t in (False, True))
+    named = gbprewrite.convert(cnn(), "gradient", 1, score="logits")
+    maps = [run(m, image=X)["image_gradient"] for m in (over, named, through)]
+    np.testing.assert_array_equal(maps[0], maps[1])
+    assert not np.allclose(maps[0], maps[2])
+
+
+SPATIAL = "g (float[N, 3, H, W] x) => (float[N, 2, H, W] y) { y = Conv <pads = [1, 1, 1, 1]> (x, w) }"
+W = normal(2, 3, 3, 3)
+
+
+@pytest.mark.parametrize("class_axis", [None, 1, -3])
+def test_a_class_of_a_spatial_score_is_summed_over_the_rest(class_axis: int | None) -> None:
+    x = normal(2, 3, 6, 7)
+    found = run(gbprewrite.convert(model(SPATIAL, w=W), "gradient", 1, class_axis=class_axis), x=x)
+    seed = np.zeros((2, 2, 6, 7), np.float32)
+    seed[:, 1] = 1
+    expected = run(gbprewrite.convert(model(SPATIAL, w=W), "gradient", "seed"), x=x, seed=seed)
+    np.testing.assert_allclose(found["x_gradient"], expected["x_gradient"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found["explained_index"], [1, 1])
+
+
+def test_unit() -> None:
+    x = normal(2, 3, 6, 7)
+    found = run(gbprewrite.convert(model(SPATIAL, w=W), "gradient", "unit:1,2,3"), x=x)
+    expected = np.zeros((2, 3, 6, 7), np.float32)
+    expected[:, :, 1:4, 2:5] = W[1]  # the unit's receptive field
+    np.testing.assert_allclose(found["x_gradient"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(found["explained_index"], [[1, 2, 3]] * 2)
+
+
+def test_unit_beyond_a_dynamic_size_is_nan() -> None:
+    built = gbprewrite.convert(model(SPATIAL, w=W), "gradient", "unit:0,6,0")
+    assert np.isnan(run(built, x=normal(1, 3, 6, 7))["x_gradient"]).all()
+    assert np.isfinite(run(built, x=normal(1, 3, 7, 7))["x_gradient"]).all()
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "spelling": ({"target": "best"}, "not understood"),
+    "negative": ({"target": "-1"}, "not understood"),
+    "index": ({"target": 5}, "5 classes.*0 to 4"),
+    "list": ({"target": [0, 7]}, "5 classes.*0 to 4"),
+    "topk": ({"target": "topk:6"}, "5 classes"),
+    "topk of nothing": ({"target": "topk:0"}, "not understood"),
+    "unit rank": ({"target": "unit:1,2"}, "2 coordinates.*needs 1"),
+    "unit range": ({"target": "unit:9"}, "axis 1.*has 5 positions"),
+    "class axis": ({"class_axis": 2}, "--class-axis 2.*choose 1"),
+    "batch axis": ({"class_axis": 0}, "--class-axis 0.*axis 0 is the batch"),
+    "score": ({"score": "nothing"}, "--score nothing.*probabilities"),
+    "input": ({"inputs": ["nothing"]}, "--input nothing.*image"),
+    "method": ({"method": "magic"}, "--method magic.*gradient, guided, deconvnet"),
+    "no method": ({"method": []}, "--method is empty"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_wishes(name: str) -> None:
+    options, message = WRONG[name]
+    with pytest.raises(gbprewrite.UsageError, match=message):
+        gbprewrite.convert(cnn(), **options)
+
+
+def test_several_outputs_must_be_told_apart() -> None:
+    text = "g (float[N, 3] x) => (float[N, 3] y, float[N, 3] z) { y = Relu (x) z = Neg (y) }"
+    with pytest.raises(gbprewrite.UsageError, match=r"2 outputs could be explained: y .*, z .*--score NAME"):
+        gbprewrite.convert(model(text))
+    assert gbprewrite.convert(model(text), score="z").graph.output[2].name == "x_guided"
+
+
+def test_every_float_input_gets_a_map() -> None:
+    text = """g (float[N, 3] a, float[N, 3] b, int64[N, 3] i) => (float[N, 3] y) {
+        c = Mul (a, b) f = Cast <to = 1> (i) d = Add (c, f) y = Relu (d) }"""
+    built = gbprewrite.convert(model(text), ("gradient", "guided"), 0)
+    maps = ["a_gradient", "b_gradient", "a_guided", "b_guided"]
+    assert [o.name for o in built.graph.output] == ["y", *maps, "explained_index"]
+    built = gbprewrite.convert(model(text), inputs=["b"])
+    assert [o.name for o in built.graph.output] == ["y", "b_guided", "explained_index"]
+    with pytest.raises(gbprewrite.UsageError, match="--input i: it holds int64"):
+        gbprewrite.convert(model(text), inputs=["i"])
+
+
+def test_integer_input_only() -> None:
+    text = "g (int64[N, 3] i) => (float[N, 3] y) { f = Cast <to = 1> (i) y = Relu (f) }"
+    with pytest.raises(gbprewrite.ModelError, match=r"no float input.*i \(int64\)"):
+        gbprewrite.convert(model(text))
