@@ -1,20 +1,43 @@
 """load → normalise → view → select → differentiate → graft: read this file first."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
+import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from gbprewrite import differentiate, modelfile, policies, report, seed, select
-from gbprewrite.errors import ModelError
+from gbprewrite.errors import GbprewriteError, ModelError
 from gbprewrite.graft import check, graft, restore
 from gbprewrite.lowering import Builder
 from gbprewrite.normalise import normalise, opset_of
 from gbprewrite.policies import METHODS
 from gbprewrite.tensors import Tensor, is_float
 from gbprewrite.view import view
+
+
+@contextlib.contextmanager
+def blaming(model: str | os.PathLike[str] | ModelProto) -> Iterator[None]:
+    """Turn a crash on a damaged model into a ModelError that says what is wrong with the model."""
+    try:
+        yield
+    except GbprewriteError:
+        raise
+    except Exception as error:
+        try:
+            onnx.checker.check_model(load(model, replace=None))
+        except Exception as flaw:
+            raise ModelError(
+                f"the model is not valid ONNX: {str(flaw).strip().splitlines()[0]} Export it again; "
+                "onnx.checker.check_model shows the flaw."
+            ) from error
+        raise ModelError(
+            f"the model can't be worked on ({type(error).__name__}: {error}). It passes onnx.checker, so either its "
+            "values contradict each other, or this is a defect of gbprewrite: please report it with the model."
+        ) from error
 
 
 def convert(
@@ -61,7 +84,23 @@ def convert(
     """
     methods = select.methods(method)
     wanted = seed.parse(target)
-    source = load(model, replace)
+    with blaming(model):
+        source = load(model, replace)
+        return _converted(source, methods, wanted, score, inputs, class_axis, opset, through_softmax, rectify, prefix)
+
+
+def _converted(
+    source: ModelProto,
+    methods: Sequence[str],
+    wanted: seed.Target,
+    score: str | None,
+    inputs: Sequence[str],
+    class_axis: int | None,
+    opset: int | None,
+    through_softmax: bool,
+    rectify: Sequence[str],
+    prefix: str,
+) -> ModelProto:
     facts = report.source_facts(source)
     result = normalise(source, opset)
     graph = view(result)
@@ -95,7 +134,11 @@ def inspect(model: str | os.PathLike[str] | ModelProto) -> report.Inspection:
 
     Of a converted model, the source part is looked at and `record` says what was done to it. Raises ModelError.
     """
-    given = load(model, replace=None)
+    with blaming(model):
+        return _inspected(load(model, replace=None))
+
+
+def _inspected(given: ModelProto) -> report.Inspection:
     facts = report.describe(given)
     normal = normalise(restore(given))
     graph = view(normal)

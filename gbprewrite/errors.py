@@ -1,12 +1,12 @@
 """Every error that gbprewrite raises on purpose.
 
-    GbprewriteError              what, where, why, what to do; the command line exits with its `exit_status`
-    ├── UsageError               the call itself is wrong (exit status 2)
-    ├── ModelError               the model file, or what it holds (1)
-    │   └── UnsupportedOperators every obstacle on the way from the score to the input, listed at once
-    ├── DataError                an image, an array, a label file (1)
-    ├── OutputError              a path that can't be written (1)
-    └── RuntimeUnavailable       no onnxruntime, or not the provider that was asked for (1)
+GbprewriteError              what, where, why, what to do; the command line exits with its `exit_status`
+├── UsageError               the call itself is wrong (exit status 2)
+├── ModelError               the model file, or what it holds (1)
+│   └── UnsupportedOperators every obstacle on the way from the score to the input, listed at once
+├── DataError                an image, an array, a label file (1)
+├── OutputError              a path that can't be written (1)
+└── RuntimeUnavailable       no onnxruntime, or not the provider that was asked for (1)
 """
 
 from collections.abc import Sequence

@@ -26,11 +26,7 @@ def infer(model: ModelProto) -> ModelProto:
     Weights of more than SMALL elements become typed inputs; nodes whose outputs are known become initializers. Raises
     onnx.shape_inference.InferenceError when the model contradicts itself.
     """
-    skeleton = without_weights(model, SMALL)
-    kept = {t.name for t in skeleton.graph.initializer} | {i.name for i in skeleton.graph.input}
-    for tensor in model.graph.initializer:
-        if tensor.name not in kept:
-            skeleton.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    skeleton = typed_skeleton(model)
     for value in [*skeleton.graph.input, *skeleton.graph.output, *skeleton.graph.value_info]:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == "?":  # two unknown dimensions, not twice the same one
@@ -39,6 +35,16 @@ def infer(model: ModelProto) -> ModelProto:
         skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
         if not _Folding(skeleton).run():
             return skeleton
+
+
+def typed_skeleton(model: ModelProto) -> ModelProto:
+    """A copy in which weights of more than SMALL elements are typed inputs."""
+    skeleton = without_weights(model, SMALL)
+    kept = {t.name for t in skeleton.graph.initializer} | {i.name for i in skeleton.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.name not in kept:
+            skeleton.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return skeleton
 
 
 def types_of(inferred: ModelProto) -> dict[str, TypeProto]:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from onnx import TensorProto
 
 from gbprewrite.shapes import Dim, Refused, Shapes, fixed, rank
-from gbprewrite.tensors import Tensor, numpy_dtype
+from gbprewrite.tensors import Tensor, numpy_dtype, onnx_type
 
 END = np.iinfo(np.int64).max  # "to the end" in a Slice
 
@@ -197,9 +198,7 @@ class Builder(Shapes):
         rows = self._planes(x, plane)
         index = self.Mod(self._planes(switches, windows), self.vector([plane]))
         nothing = self.filled(self.shape_of(rows), 0, x)
-        return self.reshape_like(
-            self.ScatterElements(nothing, index, self._planes(dy, windows), axis=1, reduction="add"), x
-        )
+        return self.reshape_like(self.scatter_add(nothing, index, self._planes(dy, windows), axis=1), x)
 
     def _planes(self, v: Tensor, size: Dim) -> Tensor:
         n, c = v.shape[:2]
@@ -296,7 +295,18 @@ class Builder(Shapes):
         column = self.reshape(index, [1] * axis + [dims[axis]] + [1] * (len(dims) - axis - 1))
         spread = self.Expand(column, self.vector(dims))
         nothing = self.zeros([*dims[:axis], size, *dims[axis + 1 :]], dy)
-        return self.ScatterElements(nothing, spread, dy, axis=axis, reduction="add")
+        return self.scatter_add(nothing, spread, dy, axis=axis)
+
+    def scatter_nd_add(self, onto: Tensor, indices: Tensor, dy: Tensor) -> Tensor:
+        """ScatterND that adds."""
+        return self.ScatterND(onto, indices, dy, reduction="add")
+
+    def scatter_add(self, onto: Tensor, index: Tensor, dy: Tensor, axis: int) -> Tensor:
+        """ScatterElements that adds. Half precision goes through float32: onnxruntime's CPU has no other sum of it."""
+        if onnx_type(dy) not in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+            return self.ScatterElements(onto, index, dy, axis=axis, reduction="add")
+        wide = (self.Cast(v, to=TensorProto.FLOAT) for v in (onto, dy))
+        return self.cast_to(self.ScatterElements(next(wide), index, next(wide), axis=axis, reduction="add"), dy)
 
     def eye(self, size: Dim, like: Tensor) -> Tensor:
         """The identity matrix."""

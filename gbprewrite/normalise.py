@@ -1,6 +1,6 @@
 """Any model → the canonical dialect, in place.
 
-Guarantee: opset 18 or later (up to 26), IR 8 or later, no model-local functions, and initializers of IR 3 files are no
+Guarantee: opset 18 or later, IR 8 or later, no model-local functions, and initializers of IR 3 files are no
 longer listed as inputs. Forward nodes keep their names, order and meaning; only spellings change that a newer opset
 gave up. After this stage nobody looks at opsets again.
 
@@ -16,10 +16,11 @@ import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from gbprewrite.errors import ModelError, UsageError
-from gbprewrite.inference import infer, types_of
+from gbprewrite.inference import infer, typed_skeleton, types_of
 from gbprewrite.modelfile import elements
+from gbprewrite.rules import NO_GRADIENT, VJP
 
-LOWEST, HIGHEST = 7, 26
+LOWEST, HIGHEST = 7, onnx.defs.onnx_opset_version()
 TARGET = 18  # everything the backward pass is written in exists, and every operator of it has a CUDA kernel
 
 
@@ -54,12 +55,13 @@ def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
         inputs = [i for i in model.graph.input if i.name not in weights]
         del model.graph.input[:]
         model.graph.input.extend(inputs)
+    model.ir_version = max(model.ir_version, 8)  # inference and the checker read initializers by it
     if source < target:
         upgrade(model, source, target)
         for entry in model.opset_import:
             if entry.domain in ("", "ai.onnx"):
                 entry.version = target
-    model.ir_version = max(model.ir_version, 8)
+    _expand_functions(model, target)
     return model
 
 
@@ -69,6 +71,29 @@ def _repair_shapes(model: ModelProto) -> None:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.HasField("dim_value") and dim.dim_value < 0:
                 dim.dim_param = f"{value.name}_dim{axis}"
+
+
+def _expand_functions(model: ModelProto, opset: int) -> None:
+    """Replace nodes without a rule by the function body that the standard defines for them, if it does."""
+    while True:
+        names = {n.op_type for n in model.graph.node if n.domain in ("", "ai.onnx")} - set(VJP) - NO_GRADIENT
+        bodies = [("", name) for name in sorted(names) if _has_body(name, opset)]
+        if not bodies:
+            return
+        skeleton = typed_skeleton(model)
+        expanded = onnx.inliner.inline_selected_functions(skeleton, bodies, inline_schema_functions=True)
+        if len(expanded.graph.node) == len(model.graph.node):  # a body that depends on types that aren't known
+            return
+        del model.graph.node[:]
+        model.graph.node.extend(expanded.graph.node)
+
+
+def _has_body(name: str, opset: int) -> bool:
+    try:
+        schema = onnx.defs.get_schema(name, opset)
+    except onnx.defs.SchemaError:
+        return False
+    return bool(schema.has_function or schema.has_context_dependent_function)
 
 
 class _Upgrade:

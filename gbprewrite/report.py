@@ -1,5 +1,6 @@
 """What was rewritten, what was left, and why: the record in the file, and the inspection of any model."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto, helper
 
 from gbprewrite import policies
-from gbprewrite.errors import Obstacle
+from gbprewrite.errors import ModelError, Obstacle
 from gbprewrite.modelfile import sha256
 from gbprewrite.normalise import opset_of, parameters
 from gbprewrite.rules import NO_GRADIENT, VJP
@@ -20,6 +21,10 @@ from gbprewrite.version import __version__
 
 KEY = "gbprewrite"  # of the record in the file's metadata_props
 Record = Mapping[str, Any]
+FIELDS = (
+    *("version", "methods", "target", "output", "score", "stepped_over", "class_axis", "maps", "target_name"),
+    *("seed_name", "explained_index_name", "rectifiers", "activations", "pools", "nodes", "added", "opset", "source"),
+)
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,17 @@ class Inspection:
 
 
 def read_record(model: ModelProto) -> Record | None:
-    """The record of a converted file, None for any other model."""
+    """The record of a converted file, None for any other model. Raises ModelError for a damaged one."""
     for entry in model.metadata_props:
         if entry.key == KEY:
-            record: Record = json.loads(entry.value)
-            return record
+            with contextlib.suppress(json.JSONDecodeError):
+                record = json.loads(entry.value)
+                if isinstance(record, dict) and set(FIELDS) <= set(record):
+                    return record
+            raise ModelError(
+                f"the record that gbprewrite keeps in the file's metadata (key {KEY!r}) is damaged, or of a version "
+                f"that {__version__} can't read. Convert the source model again."
+            )
     return None
 
 

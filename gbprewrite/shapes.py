@@ -181,6 +181,13 @@ class Shapes(Emitter):
             v, self.vector([s for _, s, _ in todo]), self.vector(ends), np.array([a for a, _, _ in todo], np.int64)
         )
 
+    @staticmethod
+    def with_rank(v: Tensor, size: int) -> Tensor:
+        """v, of which inference could not tell the rank."""
+        if v.shape is None:
+            v.shape = [None] * size
+        return v
+
     def _shaped(self, v: Tensor, x: Tensor) -> Tensor:
         """What inference can't know and the verb does: v has the shape of x."""
         if x.shape is not None and isinstance(v, gs.Variable):

@@ -60,6 +60,7 @@ for _module in (
     "activations",
     "convolution",
     "elementwise",
+    "indexing",
     "linear",
     "movement",
     "normalisation",

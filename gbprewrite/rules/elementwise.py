@@ -136,6 +136,66 @@ def cos(op, dy, y, x):
     return op.Neg(op.Mul(dy, op.Sin(x)))
 
 
+@vjp("Tan")
+def tan(op, dy, y, x):
+    """dx = dy · (1 + y²)"""
+    return op.Mul(dy, op.Add(op.Mul(y, y), 1))
+
+
+@vjp("Asin")
+def asin(op, dy, y, x):
+    """dx = dy / √(1 - x²)"""
+    return op.Div(dy, op.Sqrt(op.Sub(1, op.Mul(x, x))))
+
+
+@vjp("Acos")
+def acos(op, dy, y, x):
+    """dx = -dy / √(1 - x²)"""
+    return op.Neg(asin(op, dy, y, x))
+
+
+@vjp("Atan")
+def atan(op, dy, y, x):
+    """dx = dy / (1 + x²)"""
+    return op.Div(dy, op.Add(op.Mul(x, x), 1))
+
+
+@vjp("Sinh")
+def sinh(op, dy, y, x):
+    """dx = dy · cosh x"""
+    return op.Mul(dy, op.Cosh(x))
+
+
+@vjp("Cosh")
+def cosh(op, dy, y, x):
+    """dx = dy · sinh x"""
+    return op.Mul(dy, op.Sinh(x))
+
+
+@vjp("Asinh")
+def asinh(op, dy, y, x):
+    """dx = dy / √(x² + 1)"""
+    return op.Div(dy, op.Sqrt(op.Add(op.Mul(x, x), 1)))
+
+
+@vjp("Acosh")
+def acosh(op, dy, y, x):
+    """dx = dy / √(x² - 1)"""
+    return op.Div(dy, op.Sqrt(op.Sub(op.Mul(x, x), 1)))
+
+
+@vjp("Atanh")
+def atanh(op, dy, y, x):
+    """dx = dy / (1 - x²)"""
+    return op.Div(dy, op.Sub(1, op.Mul(x, x)))
+
+
+@vjp("Mod")
+def mod(op, dy, y, a, b, *, fmod):
+    """da = dy,  db = -dy · (a - y) / b (the quotient that Mod cut to an integer)"""
+    return dy, lambda: op.Neg(op.Mul(dy, op.Div(op.Sub(a, y), b)))
+
+
 @vjp("Identity", "Dropout")
 def identity(op, dy, y, x, *ratio_and_mode):
     """dx = dy (inference)"""

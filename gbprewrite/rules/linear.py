@@ -1,9 +1,14 @@
 """Matrix products. Source: https://onnx.ai/onnx/operators/onnx__MatMul.html and onnx__Gemm.html."""
 
+import string
+
 import numpy as np
 
 from gbprewrite.rules import vjp
-from gbprewrite.shapes import rank
+from gbprewrite.shapes import Refused, fixed, rank
+from gbprewrite.tensors import numpy_dtype
+
+LABELS = string.ascii_letters
 
 
 @vjp("MatMul")
@@ -49,6 +54,65 @@ def gemm(op, dy, y, a, b, c=None, *, alpha, beta, transA, transB):  # noqa: N803
         return op.Gemm(a, dy, alpha=alpha, transA=1 - transA)
 
     return da, db, lambda: dy if beta == 1 else op.Mul(dy, beta)
+
+
+@vjp("Trilu")
+def trilu(op, dy, y, x, k=None, *, upper):
+    """dx = the same triangle of dy"""
+    return op.Trilu(dy, k, upper=upper)
+
+
+@vjp("Det")
+def det(op, dy, y, x):
+    """dx = dy · cofactors of x: the signed determinants of the matrices without one row and one column"""
+    n = x.shape[-1]
+    if not fixed(n):
+        raise Refused("its size is not known")
+    column = op.reshape(dy, [*op.dims(dy), 1, 1])
+    if n == 1:
+        return op.reshape_like(column, x)
+    rest = np.array([[j for j in range(n) if j != i] for i in range(n)], np.int64)
+    r = rank(x)
+    minors = op.Gather(op.Gather(x, rest, axis=r - 2), rest, axis=r)  # [..., n, n-1, n, n-1]
+    minors = op.Transpose(minors, perm=[*range(r - 2), r - 2, r, r - 1, r + 1])
+    sign = (-1.0) ** np.add.outer(np.arange(n), np.arange(n))
+    return op.Mul(column, op.Mul(op.Det(minors), sign.astype(numpy_dtype(x))))
+
+
+@vjp("Einsum")
+def einsum(op, dy, y, *xs, equation):
+    """dxᵢ = Einsum of dy and the other operands, to the subscripts of xᵢ"""
+    terms, result = subscripts(equation, [rank(x) for x in xs])
+
+    def of(i):
+        others = [(terms[j], xs[j]) for j in range(len(xs)) if j != i]
+        operands = [(result, dy), *others]
+        wanted, target = "", terms[i]
+        for place, label in enumerate(target):
+            if label in wanted:  # a diagonal: its cotangent lies on the diagonal again
+                label = next(c for c in LABELS if c not in "".join((*terms, result, wanted)))
+                operands.append((target[place] + label, op.eye(op.dim(xs[i], place), dy)))
+            elif not any(label in term for term, _ in operands):  # summed away, so every position counts
+                operands.append((label, op.filled(op.vector([op.dim(xs[i], place)]), 1, dy)))
+            wanted += label
+        return op.Einsum(*(t for _, t in operands), equation=f"{','.join(term for term, _ in operands)}->{wanted}")
+
+    return tuple((lambda i=i: of(i)) for i in range(len(xs)))
+
+
+def subscripts(equation, ranks):
+    """(subscripts of each operand, of the result): implicit results written out, ellipses turned into labels."""
+    left, arrow, result = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow:
+        once = sorted(c for c in set(left) - set(",.") if left.count(c) == 1)
+        result = ("..." if "..." in left else "") + "".join(once)
+    spare = [c for c in LABELS if c not in equation]
+    widths = [r - len(t.replace("...", "")) for t, r in zip(terms, ranks, strict=True)]
+    most = max(widths) if "..." in left else 0
+    broadcast = "".join(spare[:most])
+    terms = [t.replace("...", broadcast[most - w :] if w else "") for t, w in zip(terms, widths, strict=True)]
+    return terms, result.replace("...", broadcast)
 
 
 def swap(op, x):

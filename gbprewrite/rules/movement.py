@@ -95,23 +95,6 @@ def _slice_at_run_time(op, dy, x, starts, ends, axes, steps):
     return dy
 
 
-@vjp("Gather")
-def gather(op, dy, y, x, indices, *, axis):
-    """dx[indices] += dy along the axis"""
-    axis %= rank(x)
-    before, size, after = op.dims(x)[:axis], op.dim(x, axis), op.dims(x)[axis + 1 :]
-    flat = op.Reshape(indices, np.array([-1], np.int64))
-    count = op.product(op.dims(indices))
-    rows = op.reshape(dy, [*before, count, *after])
-    return op.reshape_like(op.scatter_along(rows, flat, axis, size), x)
-
-
-@vjp("GatherElements")
-def gather_elements(op, dy, y, x, indices, *, axis):
-    """dx[indices] += dy"""
-    return op.ScatterElements(op.zeros_like(x), indices, dy, axis=axis, reduction="add")
-
-
 @vjp("Pad")
 def pad(op, dy, y, x, pads, value=None, axes=None, *, mode):
     """dx = dy without the border (constant), or with the border added to where it came from"""

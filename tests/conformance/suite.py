@@ -1,0 +1,171 @@
+"""The ONNX standard's own node tests, each turned into a gradient case.
+
+A case with a float input and a float output is widened to float64, converted with a seed as its target, and its maps are
+held against central differences of the source model along random directions, all by the reference evaluator:
+⟨dx, v⟩ = ⟨dy, (f(x + hv) - f(x - hv)) / 2h⟩. The inputs are moved a little, off the ties and kinks that round numbers sit on.
+"""
+
+import functools
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import ModelProto, helper, numpy_helper
+
+import gbprewrite
+from gbprewrite.normalise import opset_of
+from gbprewrite.reference import evaluate, evaluator, in_float64
+
+Array = np.ndarray[Any, Any]
+STEPS = (1e-4, 1e-5, 1e-6)
+DIRECTIONS = 3
+TOLERANCE = 1e-5
+# Without a float derivative that a CNN could need; issue 3 names them.
+EXCLUDED = {
+    *("Loop", "Scan", "RNN", "GRU", "LSTM"),
+    *("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength"),
+    *("SequenceMap", "ConcatFromSequence", "SplitToSequence", "ReverseSequence"),
+    *("Optional", "OptionalGetElement", "OptionalHasElement"),
+    *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"),
+}
+
+
+class Outcome(NamedTuple):
+    """verdict is proved, refused, not differentiable, outside, untestable or wrong; `detail` says why or how far off."""
+
+    verdict: str
+    detail: str
+
+
+class Case(NamedTuple):
+    """One node test: its name, its model, and the arrays fed."""
+
+    name: str
+    model: ModelProto
+    inputs: list[Any]
+
+
+@functools.cache
+def cases() -> list[Case]:
+    """Every node case of the installed onnx, by name."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = {c.name: c for c in collect_testcases(None)}
+    return [Case(name, c.model, list(c.data_sets[0][0])) for name, c in sorted(found.items()) if c.model is not None]
+
+
+def operator(case: Case) -> str:
+    """The operator that a case is about."""
+    return case.model.graph.node[-1].op_type if len(case.model.graph.node) == 1 else case.name.removeprefix("test_")
+
+
+def is_float(value: Any) -> bool:
+    """Whether an array carries a gradient."""
+    return isinstance(value, np.ndarray) and value.dtype in (np.float16, np.float32, np.float64) and value.size > 0
+
+
+def judge(case: Case) -> Outcome:
+    """Convert a case and hold its maps against finite differences."""
+    with np.errstate(all="ignore"):  # the standard's cases include infinities and domains' borders
+        return _judge(case)
+
+
+def _judge(case: Case) -> Outcome:
+    names = [i.name for i in case.model.graph.input]
+    floats = [n for n, v in zip(names, case.inputs, strict=False) if is_float(v)]
+    outputs = [o.name for o in case.model.graph.output if _float_type(o)]
+    if not floats or not outputs:
+        return Outcome("not differentiable", "no float input" if not floats else "no float output")
+    if {n.op_type for n in case.model.graph.node} & EXCLUDED:
+        return Outcome("outside", "loop, recurrent, sequence, optional or random operator")
+    if any(not isinstance(v, np.ndarray) for v in case.inputs):
+        return Outcome("outside", "an input that is no tensor")
+    source = in_float64(case.model)
+    feeds = dict(zip(names, case.inputs, strict=False))
+    feeds |= {n: _moved(feeds[n].astype(np.float64), i) for i, n in enumerate(floats)}
+    verdicts = [_judge_output(source, feeds, floats, name) for name in outputs]
+    order = ("wrong", "refused", "untestable", "proved", "not differentiable")
+    return min(verdicts, key=lambda v: order.index(v.verdict))
+
+
+def _float_type(value: onnx.ValueInfoProto) -> bool:
+    return value.type.tensor_type.elem_type in (1, 10, 11)
+
+
+def _moved(x: Array, i: int) -> Array:
+    noise = np.random.default_rng(i).uniform(-1, 1, x.shape)
+    return x + 1e-3 * noise * np.maximum(np.abs(x), 0.1)
+
+
+def _judge_output(source: ModelProto, feeds: dict[str, Array], floats: list[str], name: str) -> Outcome:
+    try:
+        forward = evaluator(source)
+        y = np.asarray(forward.run([name], feeds)[0])
+    except Exception as error:
+        return Outcome("untestable", f"the reference evaluator can't run the source in float64: {_line(error)}")
+    try:
+        built = gbprewrite.convert(source, "gradient", "seed", score=name, through_softmax=True)
+    except gbprewrite.UnsupportedOperators as error:
+        return Outcome("refused", "; ".join(f"{o.operator}: {o.why}" for o in error.obstacles))
+    except gbprewrite.GbprewriteError as error:
+        if error.__cause__ is not None:
+            return Outcome("wrong", f"converting crashed: {_line(error)}")
+        text = str(error).splitlines()[0]
+        known = "does not depend on" in text or "no float input" in text
+        return Outcome("not differentiable" if known else "refused", text)
+    except Exception as error:
+        return Outcome("wrong", f"converting crashed: {_line(error)}")
+    seed = np.random.default_rng(7).normal(size=y.shape)
+    try:
+        found = evaluate(built, {**feeds, "seed": seed})
+    except Exception as error:
+        return Outcome("untestable", f"the reference evaluator can't run the result: {_line(error)}")
+    return _compare(forward, name, feeds, floats, seed, {n: found.get(f"{n}_gradient") for n in floats})
+
+
+def _compare(
+    forward: Any, name: str, feeds: dict[str, Array], floats: list[str], seed: Array, maps: dict[str, Array | None]
+) -> Outcome:
+    worst = 0.0
+    for x in floats:
+        dx = maps[x] if maps[x] is not None else np.zeros_like(feeds[x])
+        for v in _directions(feeds[x]):
+            claimed = float(np.sum(dx * v))
+            errors = []
+            for step in STEPS:
+                above, below = (forward.run([name], {**feeds, x: feeds[x] + s * v})[0] for s in (step, -step))
+                slope = float(np.sum(seed * (above - below))) / (2 * step)
+                scale = max(abs(slope), float(np.linalg.norm(dx) * np.linalg.norm(v)), 1e-3)
+                errors.append(abs(claimed - slope) / scale)
+            worst = max(worst, min(errors))
+    verdict = "proved" if worst <= TOLERANCE else "wrong"
+    return Outcome(verdict, f"{worst:.1e}")
+
+
+def _directions(x: Array) -> Iterator[Array]:
+    rng = np.random.default_rng(11)
+    for _ in range(DIRECTIONS):
+        yield rng.normal(size=x.shape)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def main() -> None:
+    """Print the table of verdicts, and every case that is not proved."""
+    outcomes = [(case, judge(case)) for case in cases()]
+    counts = Counter(o.verdict for _, o in outcomes)
+    print("\n".join(f"| {verdict} | {count} |" for verdict, count in counts.most_common()))
+    for case, outcome in outcomes:
+        if outcome.verdict in ("wrong", "refused", "untestable"):
+            print(f"{outcome.verdict}: {case.name} (opset {opset_of(case.model)}): {outcome.detail}")
+
+
+if __name__ == "__main__":
+    main()
