@@ -11,9 +11,10 @@ from onnx import ModelProto
 
 from gbprewrite import differentiate, modelfile, policies, report, seed, select
 from gbprewrite.errors import GbprewriteError, ModelError
-from gbprewrite.graft import check, graft, restore
+from gbprewrite.graft import check, declare_outputs, graft, restore
 from gbprewrite.lowering import Builder
-from gbprewrite.normalise import normalise, opset_of
+from gbprewrite.modelfile import opset_of
+from gbprewrite.normalise import normalise
 from gbprewrite.policies import METHODS
 from gbprewrite.tensors import Tensor, is_float
 from gbprewrite.view import view
@@ -85,8 +86,14 @@ def convert(
     methods = select.methods(method)
     wanted = seed.parse(target)
     with blaming(model):
-        source = load(model, replace)
-        return _converted(source, methods, wanted, score, inputs, class_axis, opset, through_softmax, rectify, prefix)
+        result = _converted(
+            *(load(model, replace), methods, wanted, score, inputs, class_axis, opset),
+            *(through_softmax, rectify, prefix),
+        )
+        flaw = check(result, lambda: load(model, replace))
+    if flaw is not None:
+        report.write_record(result, {**(report.read_record(result) or {}), "flaw": flaw})
+    return result
 
 
 def _converted(
@@ -104,6 +111,7 @@ def _converted(
     facts = report.source_facts(source)
     result = normalise(source, opset)
     graph = view(result)
+    declare_outputs(result, graph)
     chosen = select.select(graph, result, score, inputs, class_axis, through_softmax, opset_of(result))
     found, marked = select.rectifiers(chosen.nodes, methods, rectify)
     names = {role: prefix + role for role in ("target", "seed", "explained_index")}
@@ -125,7 +133,6 @@ def _converted(
     added = graft(result, op, seeds.inputs, outputs)
     facts |= report.record(result, added, chosen, methods, wanted, names, maps, found, marked)
     report.write_record(result, facts)
-    check(result)
     return result
 
 

@@ -21,9 +21,13 @@ RuleOf = Callable[[gs.Node], Rule]
 
 def path(graph: gs.Graph, inputs: Sequence[Tensor], score: Tensor) -> list[gs.Node]:
     """Nodes through which the inputs reach the score by floats, in the graph's order."""
+    return _between(graph.nodes, inputs, score)
+
+
+def _between(nodes: Sequence[gs.Node], inputs: Sequence[Tensor], score: Tensor) -> list[gs.Node]:
     reached = {id(t) for t in inputs}
     forward: list[gs.Node] = []
-    for node in graph.nodes:
+    for node in nodes:
         if node.op not in NO_GRADIENT and any(id(t) in reached for t in node.inputs):
             carried = [t for t in node.outputs if t.dtype is None or is_float(t)]
             reached.update(id(t) for t in carried)
@@ -65,39 +69,70 @@ def pull_back(
 
     Raises UnsupportedOperators that lists every node whose rule refuses it.
     """
-    pulled = [_pull_one(op, chosen, rule_of, seed, tag) for seed in seeds]
+    pulled = []
+    for seed in seeds:
+        walk = _Walk(op, rule_of, chosen.score, seed, tag)
+        pulled.append(walk.back(chosen.nodes, chosen.inputs))
     return [list(of_one_input) for of_one_input in zip(*pulled, strict=True)]
 
 
-def _pull_one(op: Builder, chosen: "Selection", rule_of: RuleOf, seed: Tensor, tag: str) -> list[Tensor | None]:
-    wanted = {id(t) for t in chosen.inputs} | {id(t) for n in chosen.nodes for t in n.outputs}
-    cotangents: dict[int, list[Tensor]] = {id(chosen.score): [seed]}
-    obstacles: list[Obstacle] = []
+def pull_back_built(op: Builder, y: Tensor, dy: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """Cotangents of the inputs of a value that was itself built with `op`; for rules that are decompositions."""
+    return _Walk(op, lambda node: VJP[node.op], y, dy).back(_producers(y, inputs), inputs)
 
-    def total(tensor: Tensor) -> Tensor | None:
-        parts = cotangents.get(id(tensor))
+
+def _producers(y: Tensor, inputs: Sequence[Tensor]) -> list[gs.Node]:
+    """The nodes between the inputs and y that carry floats, in an order that runs."""
+    ends, done = {id(t) for t in inputs}, set()
+    ordered: list[gs.Node] = []
+    todo: list[tuple[gs.Node, bool]] = [(n, False) for n in y.inputs if id(y) not in ends]
+    while todo:
+        node, ready = todo.pop()
+        if ready:
+            ordered.append(node)
+        elif id(node) not in done:
+            done.add(id(node))
+            todo.append((node, True))
+            todo += [(n, False) for t in node.inputs if id(t) not in ends for n in t.inputs]
+    return _between(ordered, inputs, y)
+
+
+class _Walk:
+    """One reverse walk: gathers the cotangents of every tensor until its producer asks for their sum."""
+
+    def __init__(self, op: Builder, rule_of: RuleOf, y: Tensor, dy: Tensor, tag: str = "") -> None:
+        self.op, self.rule_of, self.tag = op, rule_of, tag
+        self.cotangents: dict[int, list[Tensor]] = {id(y): [dy]}
+
+    def back(self, nodes: Sequence[gs.Node], inputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """Walk the nodes from the last to the first; the cotangents of the inputs."""
+        wanted = {id(t) for t in inputs} | {id(t) for n in nodes for t in n.outputs}
+        obstacles: list[Obstacle] = []
+        for node in reversed(nodes):
+            dys = [self.total(t) for t in node.outputs]
+            if all(dy is None for dy in dys):
+                continue
+            if self.tag:
+                self.op.scope = f"{self.tag}/{node.name}"
+            try:
+                for x, dx in zip(node.inputs, _apply(self.op, node, self.rule_of(node), dys), strict=False):
+                    if dx is not None and id(x) in wanted:
+                        dx = self.op.sum_to(dx() if callable(dx) else dx, x)
+                        self.cotangents.setdefault(id(x), []).append(dx)
+            except Refused as refusal:
+                obstacles.append(Obstacle(node.name, node.op, str(refusal)))
+        if obstacles:
+            raise UnsupportedOperators(obstacles)
+        return [self.total(t) for t in inputs]
+
+    def total(self, tensor: Tensor) -> Tensor | None:
+        """The sum of what has arrived at a tensor, under a telling name."""
+        parts = self.cotangents.get(id(tensor))
         if not parts:
             return None
         while len(parts) > 1:
-            parts[:2] = [op.Add(parts[0], parts[1])]
-        return op.name(parts[0], f"{tensor.name}_{tag}")
-
-    for node in reversed(chosen.nodes):
-        dys = [total(t) for t in node.outputs]
-        if all(dy is None for dy in dys):
-            continue
-        op.scope = f"{tag}/{node.name}"
-        try:
-            for x, dx in zip(node.inputs, _apply(op, node, rule_of(node), dys), strict=False):
-                if dx is not None and id(x) in wanted:
-                    dx = op.sum_to(dx() if callable(dx) else dx, x)
-                    cotangents.setdefault(id(x), []).append(dx)
-        except Refused as refusal:
-            obstacles.append(Obstacle(node.name, node.op, str(refusal)))
-    if obstacles:
-        raise UnsupportedOperators(obstacles)
-    op.scope = tag
-    return [total(t) for t in chosen.inputs]
+            parts[:2] = [self.op.Add(parts[0], parts[1])]
+        return self.op.name(parts[0], f"{tensor.name}_{self.tag}") if self.tag else parts[0]
 
 
 def _apply(op: Builder, node: gs.Node, rule: Rule, dys: list[Tensor | None]) -> Sequence[Any]:

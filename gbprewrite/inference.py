@@ -13,6 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_he
 from onnx.reference import ReferenceEvaluator
 
 from gbprewrite.modelfile import elements, without_weights
+from gbprewrite.rules.linear import subscripts
 from gbprewrite.tensors import SMALL, read_type
 
 MOVES = ("Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze")
@@ -163,16 +164,39 @@ class _Folding:
         return (value <= PLACEHOLDER) & (value > PLACEHOLDER - len(self.symbols))
 
     def _declare(self, node: NodeProto) -> bool:
-        """Write down the shape of a Reshape that inference gives up on; False when there is nothing new to say."""
-        if node.op_type != "Reshape" or self._dims(node.output[0]) is not None or node.input[0] not in self.types:
+        """Write down the shape of a Reshape or Einsum that inference gives up on; False when there is none to say."""
+        if self._dims(node.output[0]) is not None or node.input[0] not in self.types:
             return False
+        dims = {"Reshape": self._reshaped, "Einsum": self._contracted}.get(node.op_type, lambda _: None)(node)
+        if dims is None:
+            return False
+        kind = self.types[node.input[0]].tensor_type.elem_type
+        there = [v for v in [*self.graph.value_info, *self.graph.output] if v.name == node.output[0]]
+        for value in there or [self.graph.value_info.add(name=node.output[0])]:
+            value.type.CopyFrom(helper.make_tensor_type_proto(kind, dims))
+        return True
+
+    def _contracted(self, node: NodeProto) -> list[Any] | None:
+        operands = [self._dims(name) for name in node.input]
+        if any(dims is None for dims in operands):
+            return None
+        known = [dims or [] for dims in operands]
+        equation = next(a.s.decode() for a in node.attribute if a.name == "equation")
+        terms, result = subscripts(equation, [len(dims) for dims in known])  # type: ignore[no-untyped-call]
+        sizes: dict[str, Any] = {}
+        for term, dims in zip(terms, known, strict=True):
+            for label, size in zip(term, dims, strict=True):
+                sizes[label] = size if sizes.get(label, 1) == 1 else sizes[label]
+        return [sizes[label] for label in result]
+
+    def _reshaped(self, node: NodeProto) -> list[Any] | None:
         source, length = self._dims(node.input[0]), self._shape(node.input[1])
         if node.input[1] in self.half_known:
             target = numpy_helper.to_array(self.half_known[node.input[1]])
         elif length is not None:
             target = np.full(length, -1)  # the rank, at least
         else:
-            return False
+            return None
         dims: list[Any] = []
         for axis, (size, unknown) in enumerate(zip(target.tolist(), self._placeholders(target), strict=True)):
             if unknown:
@@ -181,8 +205,4 @@ class _Folding:
                 dims.append(source[axis])
             else:
                 dims.append(size if size > 0 else None)
-        kind = self.types[node.input[0]].tensor_type.elem_type
-        there = [v for v in [*self.graph.value_info, *self.graph.output] if v.name == node.output[0]]
-        for value in there or [self.graph.value_info.add(name=node.output[0])]:
-            value.type.CopyFrom(helper.make_tensor_type_proto(kind, dims))
-        return True
+        return dims

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnx.external_data_helper import load_external_data_for_model
 
 from gbprewrite.errors import ModelError, OutputError
@@ -60,7 +60,7 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], force: bool = Fal
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             part = Path(folder) / path.name
-            if model.ByteSize() > PROTOBUF_LIMIT:
+            if is_large(model):
                 onnx.save(model, part, save_as_external_data=True, location=f"{path.name}.data")
                 os.replace(f"{part}.data", f"{path}.data")
             else:
@@ -68,6 +68,14 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], force: bool = Fal
             os.replace(part, path)
     except OSError as error:
         raise OutputError(f"{path} can't be written: {error.strerror}. Choose another place with -o PATH.") from None
+
+
+def is_large(model: onnx.ModelProto) -> bool:
+    """Whether a model does not fit into one protobuf message (which can't even be asked for its size then)."""
+    try:
+        return bool(model.ByteSize() > PROTOBUF_LIMIT)
+    except EncodeError:
+        return True
 
 
 def check_writable(path: str | os.PathLike[str], force: bool = False) -> None:
@@ -110,6 +118,11 @@ def without_weights(model: onnx.ModelProto, larger_than: int = -1) -> onnx.Model
         if elements(tensor.dims) <= larger_than:
             skeleton.graph.initializer.append(tensor)
     return skeleton
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the ai.onnx domain that a model imports; 0 when it imports none."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
 def elements(dims: object) -> int:

@@ -16,17 +16,12 @@ import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from gbprewrite.errors import ModelError, UsageError
-from gbprewrite.inference import infer, typed_skeleton, types_of
-from gbprewrite.modelfile import elements
-from gbprewrite.rules import NO_GRADIENT, VJP
+from gbprewrite.functions import expand_functions
+from gbprewrite.inference import infer, types_of
+from gbprewrite.modelfile import elements, opset_of
 
 LOWEST, HIGHEST = 7, onnx.defs.onnx_opset_version()
 TARGET = 18  # everything the backward pass is written in exists, and every operator of it has a CUDA kernel
-
-
-def opset_of(model: ModelProto) -> int:
-    """The version of the ai.onnx domain that a model imports; 0 when it imports none."""
-    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
 def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
@@ -61,7 +56,7 @@ def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
         for entry in model.opset_import:
             if entry.domain in ("", "ai.onnx"):
                 entry.version = target
-    _expand_functions(model, target)
+    expand_functions(model)
     return model
 
 
@@ -71,29 +66,6 @@ def _repair_shapes(model: ModelProto) -> None:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.HasField("dim_value") and dim.dim_value < 0:
                 dim.dim_param = f"{value.name}_dim{axis}"
-
-
-def _expand_functions(model: ModelProto, opset: int) -> None:
-    """Replace nodes without a rule by the function body that the standard defines for them, if it does."""
-    while True:
-        names = {n.op_type for n in model.graph.node if n.domain in ("", "ai.onnx")} - set(VJP) - NO_GRADIENT
-        bodies = [("", name) for name in sorted(names) if _has_body(name, opset)]
-        if not bodies:
-            return
-        skeleton = typed_skeleton(model)
-        expanded = onnx.inliner.inline_selected_functions(skeleton, bodies, inline_schema_functions=True)
-        if len(expanded.graph.node) == len(model.graph.node):  # a body that depends on types that aren't known
-            return
-        del model.graph.node[:]
-        model.graph.node.extend(expanded.graph.node)
-
-
-def _has_body(name: str, opset: int) -> bool:
-    try:
-        schema = onnx.defs.get_schema(name, opset)
-    except onnx.defs.SchemaError:
-        return False
-    return bool(schema.has_function or schema.has_context_dependent_function)
 
 
 class _Upgrade:

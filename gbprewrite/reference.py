@@ -13,6 +13,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops import op_grid_sample
 
 Array = np.ndarray[Any, Any]
 
@@ -45,6 +46,10 @@ def in_float64(model: ModelProto) -> ModelProto:
             value.type.tensor_type.elem_type = TensorProto.DOUBLE
     del wide.graph.value_info[:]
     for node in wide.graph.node:
+        if node.op_type == "LayerNormalization":  # its statistics stay float32 by its signature
+            for value in wide.graph.output:
+                if value.name in node.output[1:]:
+                    value.type.tensor_type.elem_type = TensorProto.FLOAT
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i in small:
                 attribute.i = TensorProto.DOUBLE
@@ -136,7 +141,8 @@ class ConvTranspose(OpRun):
         full = [s * (o - 1) + r for s, o, r in zip(window.strides, sizes, window.reach, strict=True)]
         if output_shape or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
             wanted = output_shape or [o * s for o, s in zip(sizes, window.strides, strict=True)]
-            total = [max(f + e - t, 0) for f, e, t in zip(full, extra, wanted, strict=True)]
+            extra = [max(e, t - f) for f, e, t in zip(full, extra, wanted, strict=True)]
+            total = [f + e - t for f, e, t in zip(full, extra, wanted, strict=True)]
             window.begin = [t // 2 if auto_pad == "SAME_UPPER" else t - t // 2 for t in total]
             window.end = [t - a for t, a in zip(total, window.begin, strict=True)]
         filters = w.reshape(group, c // group, w.shape[1], *w.shape[2:])
@@ -190,6 +196,17 @@ class GlobalLpPool(OpRun):
         return ((np.abs(x) ** p).sum(tuple(range(2, x.ndim)), keepdims=True) ** (1 / p),)
 
 
+class GroupNormalization(OpRun):
+    """float64: its body goes through float32 (opset 21, where scale and bias are given for each channel)."""
+
+    def _run(self, x, scale, bias, epsilon=1e-5, num_groups=None, stash_type=1):  # type: ignore[no-untyped-def]
+        groups = x.reshape(x.shape[0], num_groups, -1)
+        centred = groups - groups.mean(2, keepdims=True)
+        z = (centred / np.sqrt((centred**2).mean(2, keepdims=True) + epsilon)).reshape(x.shape)
+        per_channel = [-1] + [1] * (x.ndim - 2)
+        return (z * scale.reshape(per_channel) + bias.reshape(per_channel),)
+
+
 class LRN(OpRun):
     """ONNX's loops over the batch where it means the channels, and knows rank 4 only."""
 
@@ -222,6 +239,67 @@ class Gelu(OpRun):
         if approximate == "tanh":
             return (x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),)
         return ((x / 2 * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2)))).astype(x.dtype),)
+
+
+class GatherElements(OpRun):
+    """Indices that are fewer than the data along other axes too."""
+
+    def _run(self, x, indices, axis=0):  # type: ignore[no-untyped-def]
+        part = x[tuple(slice(None) if a == axis % x.ndim else slice(n) for a, n in enumerate(indices.shape))]
+        return (np.take_along_axis(part, indices, axis),)
+
+
+class GridSample(op_grid_sample.GridSample):
+    """float64: ONNX's turns its coordinates into float32."""
+
+    def _gs_denormalize_coordinates(self, n, dims, align_corners):  # type: ignore[no-untyped-def]
+        return np.array([self._gs_denormalize(v, d, align_corners) for v, d in zip(n, dims, strict=False)])
+
+
+class DeformConv(OpRun):
+    """float64: ONNX's reads through its GridSample."""
+
+    def _run(  # type: ignore[no-untyped-def]
+        self, x, w, offset, b=None, mask=None, dilations=None, group=1, kernel_shape=None, offset_group=1, pads=None,
+        strides=None,
+    ):  # fmt: skip
+        n, c, *sizes = x.shape
+        window = _Window(sizes, w.shape[2:], strides, dilations, pads, "NOTSET")
+        outputs = list(offset.shape[2:])
+        offset = offset.reshape(n, offset_group, *window.kernel, 2, *outputs)
+        weight = np.ones((n, offset_group, *window.kernel, *outputs)) if mask is None else mask
+        weight = weight.reshape(n, offset_group, *window.kernel, *outputs)
+        y = np.zeros((n, w.shape[0], *outputs), x.dtype)
+        for tap in itertools.product(*map(range, window.kernel)):
+            moved = []  # where this tap reads, for every offset group
+            for axis in range(2):
+                still = np.arange(outputs[axis]) * window.strides[axis] - window.begin[axis]
+                still += tap[axis] * window.dilations[axis]
+                moved.append(
+                    offset[(slice(None), slice(None), *tap, axis)] + still.reshape((-1, 1) if axis == 0 else -1)
+                )
+            for channel in range(c):
+                which = channel * offset_group // c
+                read = self._bilinear(x[:, channel], moved[0][:, which], moved[1][:, which])
+                read = read * weight[(slice(None), which, *tap)]
+                per_group = w.shape[0] // group
+                mine = channel * group // c
+                for out in range(mine * per_group, (mine + 1) * per_group):
+                    y[:, out] += w[(out, channel % w.shape[1], *tap)] * read
+        return (y if b is None else y + b.reshape(-1, 1, 1),)
+
+    @staticmethod
+    def _bilinear(x: Array, rows: Array, columns: Array) -> Array:
+        """x [N, H, W] at positions [N, ...]; zeros outside."""
+        padded = np.pad(x, [(0, 0), (1, 1), (1, 1)])
+        r, c = (np.clip(v + 1, 0, s - 1) for v, s in zip((rows, columns), padded.shape[1:], strict=True))
+        r0, c0 = (np.minimum(np.floor(v).astype(int), s - 2) for v, s in zip((r, c), padded.shape[1:], strict=True))
+        image = np.arange(len(x)).reshape(-1, *[1] * (rows.ndim - 1))
+        total = np.zeros(rows.shape)
+        for i, j in itertools.product((0, 1), (0, 1)):
+            share = np.abs(1 - i - (r - r0)) * np.abs(1 - j - (c - c0))
+            total += share * padded[image, r0 + i, c0 + j]
+        return total
 
 
 class Pad(OpRun):
@@ -273,10 +351,14 @@ class LogSoftmax(_Coerced):
 CORRECTIONS = [
     Conv,
     ConvTranspose,
+    DeformConv,
     Erf,
+    GatherElements,
     Gelu,
     GlobalLpPool,
     GlobalMaxPool,
+    GridSample,
+    GroupNormalization,
     LRN,
     LogSoftmax,
     LpNormalization,

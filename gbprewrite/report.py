@@ -12,8 +12,8 @@ from onnx import ModelProto, helper
 
 from gbprewrite import policies
 from gbprewrite.errors import ModelError, Obstacle
-from gbprewrite.modelfile import sha256
-from gbprewrite.normalise import opset_of, parameters
+from gbprewrite.modelfile import opset_of, sha256
+from gbprewrite.normalise import parameters
 from gbprewrite.rules import NO_GRADIENT, VJP
 from gbprewrite.seed import Target
 from gbprewrite.select import Selection
@@ -52,7 +52,7 @@ def read_record(model: ModelProto) -> Record | None:
     """The record of a converted file, None for any other model. Raises ModelError for a damaged one."""
     for entry in model.metadata_props:
         if entry.key == KEY:
-            with contextlib.suppress(json.JSONDecodeError):
+            with contextlib.suppress(ValueError):  # not JSON, or not even UTF-8
                 record = json.loads(entry.value)
                 if isinstance(record, dict) and set(FIELDS) <= set(record):
                     return record
@@ -64,8 +64,9 @@ def read_record(model: ModelProto) -> Record | None:
 
 
 def write_record(model: ModelProto, record: Record) -> None:
-    """Put a record into the file's metadata."""
-    entry = model.metadata_props.add()
+    """Put a record into the file's metadata, in place of one that is there."""
+    there = [e for e in model.metadata_props if e.key == KEY]
+    entry = there[0] if there else model.metadata_props.add()
     entry.key, entry.value = KEY, json.dumps(record, sort_keys=True, ensure_ascii=False)
 
 

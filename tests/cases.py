@@ -250,3 +250,51 @@ case("Upsample", normal(1, 2, 3, 3), constant(np.array([1, 1, 2, 3], np.float32)
 case("DepthToSpace", normal(1, 8, 2, 3), blocksize=2)
 case("DepthToSpace", normal(1, 8, 2, 3), blocksize=2, mode="CRD")
 case("SpaceToDepth", normal(1, 2, 4, 6), blocksize=2)
+# Indexing
+for _how in ("none", "add", "mul", "max", "min"):
+    case(
+        *("ScatterElements", distinct(3, 4), ints([1, 0], [2, 1]), distinct(2, 2) * 1.7),
+        **({} if _how == "none" else {"reduction": _how}),
+    )
+    case(
+        *("ScatterND", distinct(4, 3), ints([1], [3]), distinct(2, 3) * 1.7),
+        **({} if _how == "none" else {"reduction": _how}),
+    )
+case("ScatterElements", normal(3, 4), ints([1, 1], [2, 0]), normal(2, 2), axis=1, reduction="add")
+case("GatherND", normal(3, 4, 2), ints([0, 1], [2, 3], [0, 1]))
+case("GatherND", normal(2, 3, 4), ints([[0], [2]], [[1], [1]]), batch_dims=1)
+case("TopK", distinct(3, 5), ints(2), axis=1)
+case("Compress", normal(3, 4), np.array([True, False, True]), axis=0)
+case("CumSum", normal(3, 4), np.array(1), exclusive=1)
+case("CumSum", normal(3, 4), np.array(0), reverse=1)
+case("Trilu", normal(2, 4, 5), ints(1)[0], upper=0)
+case("ReverseSequence", normal(4, 3, 2), ints(2, 4, 1))
+# Further functions
+for _name in ("Tan", "Atan", "Sinh", "Cosh", "Asinh"):
+    case(_name, normal(2, 3))
+for _name in ("Asin", "Acos", "Atanh"):
+    case(_name, unit(2, 3))
+case("Acosh", positive(2, 3) + 1)
+case("Shrink", normal(2, 3, 4), lambd=0.3, bias=0.1)
+case("Mod", normal(2, 3), positive(3), fmod=1)
+case("Det", normal(2, 3, 3), static="its size is not known")
+for _equation, _shapes in (
+    ("bij,bjk->bik", ((2, 3, 4), (2, 4, 5))),
+    ("ij,ji", ((3, 4), (4, 3))),
+    ("...ij,...jk->...ik", ((2, 3, 4), (2, 4, 5))),
+    ("ij->i", ((3, 4),)),
+    ("i,j,k->ij", ((2,), (3,), (4,))),
+):
+    case("Einsum", *(normal(*s) for s in _shapes), equation=_equation)
+# Normalisations by their bodies, and reading between the pixels
+case("GroupNormalization", normal(2, 4, 3, 2), normal(4), normal(4), num_groups=2, opset=21)
+case("RMSNormalization", normal(2, 3, 4), normal(4), opset=23)
+for _mode in ("linear", "nearest", "cubic"):
+    for _padding in ("zeros", "border", "reflection"):
+        case("GridSample", normal(1, 2, 4, 5), 0.7 * unit(1, 3, 2, 2), mode=_mode, padding_mode=_padding, opset=20)
+case("GridSample", normal(1, 2, 4, 5), 0.7 * unit(1, 3, 2, 2), align_corners=1, opset=20)
+_rois = constant(np.array([[0.3, 0.2, 3.1, 2.7], [1.1, 0.4, 4.6, 3.9]]))
+case("RoiAlign", normal(2, 2, 5, 6), _rois, ints(0, 1), output_height=2, output_width=3, sampling_ratio=2)
+case("RoiAlign", normal(2, 2, 5, 6), _rois, ints(1, 1), output_height=2, output_width=2)
+case("DeformConv", normal(1, 2, 4, 5), normal(3, 2, 2, 2), 0.3 * unit(1, 8, 3, 4), opset=19)
+case("Col2Im", normal(1, 8, 6), ints(3, 4), ints(2, 2))

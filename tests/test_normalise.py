@@ -8,7 +8,8 @@ import pytest
 
 import gbprewrite
 from gbprewrite.inference import infer
-from gbprewrite.normalise import UPGRADES, normalise, opset_of
+from gbprewrite.modelfile import opset_of
+from gbprewrite.normalise import UPGRADES, normalise
 from gbprewrite.tensors import read_type
 from tests.small import Array, model, normal, run
 

@@ -48,6 +48,7 @@ def build(case: Case, dtype: Any, symbolic: bool = False) -> tuple[onnx.ModelPro
         nodes += [helper.make_node("Concat", [f"{y}_squared" for y in outputs], ["y"], axis=attributes.get("axis", 0))]
     else:
         nodes[0].output[0] = "y"
+        nodes[0].output.extend(["indices"] if case.operator == "TopK" else [])
     result = [helper.make_tensor_value_info("y", KINDS[np.dtype(dtype)], None)]
     graph = helper.make_graph(nodes, "case", inputs, result, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", case.opset)], ir_version=8)

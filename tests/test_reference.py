@@ -35,6 +35,19 @@ CASES: list[tuple[str, int, list[Any], dict[str, Any]]] = [
     ("Erf", 18, [normal(2, 3, 4)], {}),
     ("Gelu", 20, [normal(2, 3, 4)], {}),
     ("Gelu", 20, [normal(2, 3, 4)], {"approximate": "tanh"}),
+    ("GatherElements", 18, [normal(3, 4), ints([1, 0], [2, -1])], {"axis": 0}),
+    ("GroupNormalization", 21, [normal(2, 4, 3, 2), normal(4), normal(4)], {"num_groups": 2, "epsilon": 0.01}),
+    ("GridSample", 16, [normal(2, 3, 4, 5), 0.6 * normal(2, 3, 3, 2)], {"align_corners": 1}),
+    ("GridSample", 20, [normal(2, 3, 4, 5), 0.6 * normal(2, 3, 3, 2)], {"mode": "cubic", "padding_mode": "reflection"}),
+    (
+        *("DeformConv", 19, [normal(2, 4, 5, 6), normal(2, 2, 3, 2), normal(2, 24, 3, 5)]),
+        {"group": 2, "offset_group": 2},
+    ),
+    (
+        *("DeformConv", 19),
+        [normal(1, 2, 5, 6), normal(2, 2, 3, 2), normal(1, 12, 3, 3), normal(2), normal(1, 6, 3, 3)],
+        {"strides": [2, 2], "pads": [1, 0, 1, 1], "dilations": [1, 1]},
+    ),
     ("Pad", 18, [normal(2, 3, 5), ints(0, -1, 1, 0, 2, -2)], {}),
     ("Pad", 18, [normal(2, 3, 5), ints(1, 2), None, ints(2)], {"mode": "reflect"}),
     *[(name, opset, [normal(2, 3, 4)], axis) for name in ("Softmax", "LogSoftmax") for opset, axis in

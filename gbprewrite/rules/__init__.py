@@ -10,6 +10,7 @@ rule gives one cotangent, or a tuple with one for each input; None says "no grad
 arguments is a cotangent that is computed only if somebody wants it. Broadcasting is undone by the reverse walk.
 """
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable
@@ -38,7 +39,7 @@ NO_GRADIENT = frozenset(
         *("And", "Not", "Or", "Xor", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"),
         *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "IsInf", "IsNaN", "NonZero", "Unique"),
         *("ArgMax", "ArgMin", "Hardmax", "NonMaxSuppression", "OneHot", "Shape", "Size"),
-        *("Ceil", "Floor", "Round", "Sign"),
+        *("BitCast", "Ceil", "Floor", "Round", "Sign"),
         *("ConstantOfShape", "EyeLike", "Range"),
         *("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"),
     )
@@ -56,6 +57,28 @@ def vjp(*operators: str, all_outputs: bool = False) -> Callable[[Formula], Formu
     return register
 
 
+def decomposed(*operators: str) -> Callable[[Formula], Formula]:
+    """Register an operator by what it computes: (op, *inputs, **attributes) → y in simpler operators.
+
+    Its VJP is the reverse walk over them; of the recomputed values only those survive that the walk reads.
+    """
+
+    def register(compute: Formula) -> Formula:
+        @functools.wraps(compute)
+        def rule(op: Any, dy: Any, y: Any, *inputs: Any, **attributes: Any) -> Any:
+            from gbprewrite.differentiate import pull_back_built  # which reads this table
+
+            given = [t for t in inputs if t is not None]
+            found = iter(pull_back_built(op, compute(op, *inputs, **attributes), dy, given))
+            return tuple(None if t is None else next(found) for t in inputs)
+
+        for operator in operators:
+            VJP[operator] = Rule(rule)
+        return compute
+
+    return register
+
+
 for _module in (
     "activations",
     "convolution",
@@ -66,5 +89,7 @@ for _module in (
     "normalisation",
     "pooling",
     "reduction",
+    "sampling",
+    "signal",
 ):
     importlib.import_module(f"{__name__}.{_module}")

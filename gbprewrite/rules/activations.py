@@ -34,6 +34,12 @@ def clip(op, dy, y, x, low=None, high=None):
     return op.mask(dy, gates[0] if len(gates) == 1 else op.And(*gates))
 
 
+@vjp("Shrink")
+def shrink(op, dy, y, x, *, bias, lambd):
+    """dx = dy · (|x| > λ)"""
+    return op.mask(dy, op.Greater(op.Abs(x), lambd))
+
+
 @vjp("LeakyRelu")
 def leaky_relu(op, dy, y, x, *, alpha):
     """dx = dy · (1 if x > 0 else α)"""

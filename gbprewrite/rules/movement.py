@@ -1,6 +1,6 @@
 """Operators that move values without changing them: their VJP moves the cotangents back.
 
-Resize, Pad and their kin are linear and act along one axis at a time; the matrix of that map is the operator itself
+Pad with a copied border is linear and acts along one axis at a time; the matrix of that map is the operator itself
 applied to an identity matrix, which is exact for every mode and in every runtime.
 Source: the operator pages of https://onnx.ai/onnx/operators/.
 """
@@ -35,7 +35,7 @@ def tile(op, dy, y, x, repeats):
     """dx = Σ over the copies"""
     count = constant_of(repeats)
     if count is None:
-        raise Refused("its repeats are computed at run time")
+        return moved_back(op, dy, x, lambda places: op.Tile(places, repeats))
     pairs = [d for n, dim in zip(count, op.dims(x), strict=True) for d in (int(n), dim)]
     return op.reshape_like(op.ReduceSum(op.reshape(dy, pairs), np.arange(0, len(pairs), 2), keepdims=0), x)
 
@@ -82,10 +82,18 @@ def slice_(op, dy, y, x, starts, ends, axes=None, steps=None):
     return dy
 
 
+def moved_back(op, dy, x, move):
+    """dx of any y = move(x) that only moves values: move their positions, and add dy where these say."""
+    count = op.product(op.dims(x))
+    places = op.with_rank(op.Reshape(move(op.reshape_like(op.range(count), x)), np.array([-1], np.int64)), 1)
+    flat = op.with_rank(op.Reshape(dy, np.array([-1], np.int64)), 1)
+    return op.reshape_like(op.scatter_add(op.zeros([count], dy), places, flat, axis=0), x)
+
+
 def _slice_at_run_time(op, dy, x, starts, ends, axes, steps):
     over = constant_of(axes) if axes is not None else np.arange(starts.shape[0] if starts.shape else 1)
     if over is None:
-        raise Refused("its axes are computed at run time")
+        return moved_back(op, dy, x, lambda places: op.Slice(places, starts, ends, axes, steps))
     for i, axis in enumerate(over.tolist()):
         here = np.array([i], np.int64), np.array([i + 1], np.int64)
         start, end, step = (None if t is None else op.Slice(t, *here) for t in (starts, ends, steps))
@@ -120,36 +128,6 @@ def pad(op, dy, y, x, pads, value=None, axes=None, *, mode):
     return op._shaped(dy, x)
 
 
-@vjp("Resize")
-def resize(op, dy, y, x, roi=None, scales=None, sizes=None, **mode):
-    """dx = Aᵀ dy along every axis, A = the same Resize of an identity matrix"""
-    if mode["coordinate_transformation_mode"] == "tf_crop_and_resize":
-        raise Refused("tf_crop_and_resize is not differentiated")
-    over = mode.pop("axes", None) or list(range(rank(x)))
-    keep_aspect = mode.pop("keep_aspect_ratio_policy", "stretch")
-    if keep_aspect != "stretch" and sizes is not None:
-        raise Refused(f"keep_aspect_ratio_policy {keep_aspect!r} is not differentiated")
-    factors, targets = constant_of(scales), constant_of(sizes)
-    for i, axis in enumerate(over):
-        axis %= rank(x)
-        size_in, size_out = op.dim(x, axis), op.dim(y, axis)
-        if (factors is not None and factors.size and factors[i] == 1) or (
-            targets is not None and fixed(size_in) and targets[i] == size_in
-        ):
-            continue
-        if axis < 2 and targets is not None and not fixed(size_in):
-            continue  # batch and channels keep their size
-        if scales is not None and scales.name and (factors is None or factors.size):
-            factor = op.Slice(scales, np.array([i]), np.array([i + 1])) if factors is None else factors[i : i + 1]
-            one = np.ones(1, np.float32)
-            target = op.Concat(one, factor, axis=0) if factors is None else np.concatenate([one, factor])
-            matrix = op.Resize(op.eye(size_in, dy), None, target, **mode)
-        else:
-            matrix = op.Resize(op.eye(size_in, dy), None, None, op.vector([size_in, size_out]), **mode)
-        dy = op.apply_matrix(dy, matrix, axis)
-    return op._shaped(dy, x)
-
-
 @vjp("DepthToSpace")
 def depth_to_space(op, dy, y, x, *, blocksize, mode):
     """dx = SpaceToDepth(dy)"""
@@ -162,6 +140,6 @@ def depth_to_space(op, dy, y, x, *, blocksize, mode):
 
 
 @vjp("SpaceToDepth")
-def space_to_depth(op, dy, y, x, *, blocksize):
+def space_to_depth(op, dy, y, x, *, blocksize, mode="DCR"):
     """dx = DepthToSpace(dy)"""
-    return op.DepthToSpace(dy, blocksize=blocksize, mode="DCR")
+    return op.DepthToSpace(dy, blocksize=blocksize, mode=mode)

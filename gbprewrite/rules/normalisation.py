@@ -7,14 +7,15 @@ onnx__LayerNormalization.html, onnx__LRN.html; Krizhevsky et al. 2012, section 3
 import numpy as np
 
 from gbprewrite.rules import vjp
-from gbprewrite.shapes import Refused, rank
+from gbprewrite.shapes import rank
 
 
-@vjp("BatchNormalization")
-def batch_normalization(op, dy, y, x, scale, bias, mean, variance, *, epsilon, training_mode):
+@vjp("BatchNormalization", all_outputs=True)
+def batch_normalization(op, dys, ys, x, scale, bias, mean, variance, *, epsilon, training_mode, momentum):
     """dx = dy · scale / σ,  dscale = Σ dy · z,  z = (x - mean) / σ,  σ = √(variance + ε)"""
     if training_mode:
-        raise Refused("it is in training mode: export the model in inference mode")
+        return trained(op, dys, x, scale, mean, variance, epsilon, momentum)
+    dy = dys[0]
     deviation = op.Sqrt(op.Add(variance, epsilon))
     slope = op.cast_to(op.Div(scale, deviation), dy)
 
@@ -31,6 +32,32 @@ def batch_normalization(op, dy, y, x, scale, bias, mean, variance, *, epsilon, t
     )
 
 
+def trained(op, dys, x, scale, mean, variance, epsilon, momentum):
+    """Training mode: mean and variance are the batch's own, and the running ones are outputs too."""
+    dy, drunning_mean, drunning_variance = (*dys, None, None)[:3]
+    axes = [0, *range(2, rank(x))]
+    n = op.as_float(op.product([op.dim(x, a) for a in axes]), x)
+    z, dx_of = standardised(op, x, axes, epsilon)
+    parts = [] if dy is None else [dx_of(op.Mul(dy, per_channel(op, scale, x)))]
+    if drunning_mean is not None:
+        share = op.Div(op.Mul(op.cast_to(drunning_mean, x), 1 - momentum), n)
+        parts.append(op.expand_like(per_channel(op, share, x), x))
+    if drunning_variance is not None:  # of the batch's variance: 2 (x - mean) / n
+        centred = op.Sub(x, op.ReduceMean(x, np.array(axes, np.int64), keepdims=1))
+        share = op.Div(op.Mul(op.cast_to(drunning_variance, x), 2 * (1 - momentum)), n)
+        parts.append(op.Mul(per_channel(op, share, x), centred))
+    dx = parts[0]
+    for part in parts[1:]:
+        dx = op.Add(dx, part)
+    return (
+        dx,
+        None if dy is None else lambda: op.sum_but_channels(op.Mul(dy, z)),
+        None if dy is None else lambda: op.sum_but_channels(dy),
+        None if drunning_mean is None else lambda: op.Mul(drunning_mean, momentum),
+        None if drunning_variance is None else lambda: op.Mul(drunning_variance, momentum),
+    )
+
+
 @vjp("InstanceNormalization")
 def instance_normalization(op, dy, y, x, scale, bias, *, epsilon):
     """dx = (g - mean g - z · mean(g·z)) / σ,  g = dy · scale,  z = (x - mean x) / σ, means over space"""
@@ -42,11 +69,35 @@ def instance_normalization(op, dy, y, x, scale, bias, *, epsilon):
     )
 
 
-@vjp("LayerNormalization")
-def layer_normalization(op, dy, y, x, scale, bias=None, *, axis, epsilon):
+@vjp("LayerNormalization", all_outputs=True)
+def layer_normalization(op, dys, ys, x, scale, bias=None, *, axis, epsilon):
     """dx = (g - mean g - z · mean(g·z)) / σ,  g = dy · scale,  z = (x - mean x) / σ, means over the last axes"""
-    z, dx_of = standardised(op, x, list(range(axis % rank(x), rank(x))), epsilon)
-    return dx_of(op.Mul(dy, scale)), lambda: op.Mul(dy, z), lambda: dy
+    dy, dmean, dinverse = (*dys, None, None)[:3]
+    axes = list(range(axis % rank(x), rank(x)))
+    z, dx_of = standardised(op, x, axes, epsilon)
+    n = op.as_float(op.product([op.dim(x, a) for a in axes]), x)
+    parts = [] if dy is None else [dx_of(op.Mul(dy, scale))]
+    if dmean is not None:
+        parts.append(op.expand_like(op.Div(op.cast_to(dmean, x), n), x))
+    if dinverse is not None:  # of 1/σ: -z / nσ²
+        inverse = op.cast_to(ys[2], x)
+        parts.append(op.Neg(op.Mul(op.Div(op.Mul(op.cast_to(dinverse, x), op.Mul(inverse, inverse)), n), z)))
+    dx = parts[0]
+    for part in parts[1:]:
+        dx = op.Add(dx, part)
+    if dy is None:
+        return dx, None, None
+    return dx, lambda: op.Mul(dy, z), lambda: dy
+
+
+@vjp("RMSNormalization")
+def rms_normalization(op, dy, y, x, scale, *, axis, epsilon):
+    """dx = (g - z · mean(g·z)) / r,  g = dy · scale,  z = x / r,  r = √(mean x² + ε)"""
+    axes = np.arange(axis % rank(x), rank(x))
+    root = op.Sqrt(op.Add(op.ReduceMean(op.Mul(x, x), axes, keepdims=1), epsilon))
+    z, g = op.Div(x, root), op.Mul(dy, scale)
+    dx = op.Div(op.Sub(g, op.Mul(z, op.ReduceMean(op.Mul(g, z), axes, keepdims=1))), root)
+    return dx, lambda: op.Mul(dy, z)
 
 
 def standardised(op, x, axes, epsilon):
@@ -92,3 +143,34 @@ def lp_normalization(op, dy, y, x, *, axis, p):
     norm = op.ReduceL2(x, over, keepdims=1) if p == 2 else op.ReduceL1(x, over, keepdims=1)
     inner = op.ReduceSum(op.Mul(dy, y), over, keepdims=1)
     return op.Div(op.Sub(dy, op.Mul(y if p == 2 else op.Sign(x), inner)), norm)
+
+
+@vjp("DequantizeLinear")
+def dequantize_linear(op, dy, y, x, scale, zero_point=None, *, axis, block_size=0):
+    """dscale = Σ dy · (x - zero point); the integers carry no gradient"""
+
+    def blocked_dscale():
+        axis_, sizes = axis % rank(x), op.dims(scale)
+        spread = [*sizes[: axis_ + 1], block_size, *sizes[axis_ + 1 :]]
+        shifted = op.cast_to(op.reshape(x, spread), dy)
+        if zero_point is not None:
+            shifted = op.Sub(shifted, op.Unsqueeze(op.cast_to(zero_point, dy), np.array([axis_ + 1])))
+        product = op.Mul(op.reshape(dy, spread), shifted)
+        return op.cast_to(op.ReduceSum(product, np.array([axis_ + 1], np.int64), keepdims=0), scale)
+
+    def dscale():
+        if block_size:
+            return blocked_dscale()
+        shifted = op.cast_to(x, dy)
+        channels = rank(scale) == 1 and rank(x) > 0
+        shape = np.array([-1 if a == axis % rank(x) else 1 for a in range(rank(x))], np.int64) if channels else None
+        if zero_point is not None:
+            zero = op.cast_to(zero_point, dy)
+            shifted = op.Sub(shifted, op.Reshape(zero, shape) if channels else zero)
+        product = op.Mul(dy, shifted)
+        if not channels:
+            return op.sum_to(op.cast_to(product, scale), scale)
+        axes = [a for a in range(rank(x)) if a != axis % rank(x)]
+        return op.cast_to(op.ReduceSum(product, np.array(axes, np.int64), keepdims=0, noop_with_empty_axes=1), scale)
+
+    return None, dscale

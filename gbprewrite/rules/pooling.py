@@ -8,6 +8,7 @@ import numpy as np
 
 from gbprewrite.rules import vjp
 from gbprewrite.rules.elementwise import zero
+from gbprewrite.shapes import rank
 
 
 @vjp("MaxPool")
@@ -54,8 +55,16 @@ def global_lp_pool(op, dy, y, x, *, p):
 
 
 @vjp("MaxUnpool")
-def max_unpool(op, dy, y, x, indices, *shape):
+def max_unpool(op, dy, y, x, indices, shape=None, *, kernel_shape, strides, pads):
     """dx = dy at the indices"""
+    if shape is not None:  # indices count within the size that MaxUnpool would have chosen itself
+        d = rank(x) - 2
+        strides, pads = strides or [1] * d, pads or [0] * (2 * d)
+        sizes = []
+        for a in range(d):
+            span = op.calc("Mul", op.calc("Sub", op.dim(x, a + 2), 1), strides[a])
+            sizes.append(op.calc("Add", span, kernel_shape[a] - pads[a] - pads[a + d]))
+        dy = op.slice(dy, list(range(2, rank(x))), [0] * d, sizes)
     flat = op.Reshape(dy, np.array([-1], np.int64))
     return op.reshape_like(op.Gather(flat, op.Reshape(indices, np.array([-1], np.int64))), x)
 

@@ -1,0 +1,376 @@
+"""Reading between the pixels: Resize, GridSample, RoiAlign, DeformConv.
+
+Between pixels a value is Σ over taps of a polynomial in the fractional position times the pixel there; `TAPS` holds
+these polynomials. Along one axis that is a matrix, which `interpolation` writes down; at free positions a gather.
+
+Sources: https://onnx.ai/onnx/operators/onnx__Resize.html, and the same for GridSample, RoiAlign and DeformConv; Keys 1981
+(cubic convolution); He et al. 2017, section 3 (RoIAlign); Dai et al. 2017 (deformable convolution).
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+from gbprewrite.rules import decomposed, vjp
+from gbprewrite.rules.elementwise import zero
+from gbprewrite.shapes import Refused, constant_of, fixed, rank
+
+
+def cubic_taps(a):
+    """Keys' four polynomials in the fraction, highest power first."""
+    f = np.poly1d([1, 0])
+    near = [((a + 2) * d - (a + 3)) * d * d + 1 for d in (f, 1 - f)]
+    far = [((a * d - 5 * a) * d + 8 * a) * d - 4 * a for d in (f + 1, 2 - f)]
+    return [p.coeffs.tolist() for p in (far[0], *near, far[1])]
+
+
+# mode → (place of the first tap, polynomials of the fraction)
+TAPS = {"nearest": (0, [[1.0]]), "linear": (0, [[-1.0, 1.0], [1.0, 0.0]]), "cubic": (-1, cubic_taps(-0.75))}
+
+
+def polynomial(op, coefficients, f):
+    """Horner's scheme; None stands for the constant 1."""
+    if coefficients == [1.0]:
+        return None
+    value = op.Mul(f, coefficients[0])
+    for c in coefficients[1:-1]:
+        value = op.Mul(op.Add(value, c), f)
+    return op.Add(value, coefficients[-1]) if coefficients[-1] else value
+
+
+def split(op, u):
+    """(int64 floor, fraction) of positions."""
+    base = op.Floor(u)
+    return op.Cast(base, to=7), op.Sub(u, base)
+
+
+def interpolation(op, u, size, taps):
+    """[..., outputs, size] matrix that reads at positions u [..., outputs]; beyond the border the border goes on."""
+    first, polynomials = taps
+    base, f = split(op, u)
+    last = np.array([-1], np.int64)
+    total = None
+    for t, coefficients in enumerate(polynomials, first):
+        place = op.Min(op.Max(op.Add(base, t), 0), op.vector([op.calc("Sub", size, 1)]))
+        here = op.cast_to(op.Equal(op.Unsqueeze(place, last), op.range(size)), u)
+        weight = polynomial(op, coefficients, f)
+        part = here if weight is None else op.Mul(op.Unsqueeze(weight, last), here)
+        total = part if total is None else op.Add(total, part)
+    return total
+
+
+@vjp("Resize")
+def resize(op, dy, y, x, roi=None, scales=None, sizes=None, **mode):
+    """dx = Aᵀ dy along every axis, A = the same Resize of an identity matrix"""
+    over = [a % rank(x) for a in mode.pop("axes", None) or range(rank(x))]
+    policy = mode.pop("keep_aspect_ratio_policy", "stretch")
+    if mode["coordinate_transformation_mode"] == "tf_crop_and_resize":
+        return cropped(op, dy, x, roi, sizes is not None, op.dims(y), over, mode)
+    if sizes is not None and policy != "stretch":
+        return in_proportion(op, dy, x, constant_of(sizes), policy, over, mode)
+    factors, targets = constant_of(scales), constant_of(sizes)
+    for i, axis in enumerate(over):
+        size_in = op.dim(x, axis)
+        if (factors is not None and factors.size and factors[i] == 1) or (
+            targets is not None and fixed(size_in) and targets[i] == size_in
+        ):
+            continue
+        if axis < 2 and targets is not None and not fixed(size_in):
+            continue  # batch and channels keep their size
+        if scales is not None and (factors is None or factors.size):
+            factor = op.Slice(scales, np.array([i]), np.array([i + 1])) if factors is None else factors[i : i + 1]
+            one = np.ones(1, np.float32)
+            target = op.Concat(one, factor, axis=0) if factors is None else np.concatenate([one, factor])
+            matrix = op.Resize(op.eye(size_in, dy), None, target, **mode)
+        else:
+            matrix = op.Resize(op.eye(size_in, dy), None, None, op.vector([size_in, op.dim(y, axis)]), **mode)
+        dy = op.apply_matrix(dy, matrix, axis)
+    return op._shaped(dy, x)
+
+
+def resize_taps(mode):
+    """TAPS of a Resize's mode; antialiasing and excluded borders have no fixed polynomials."""
+    if mode["antialias"] or mode["exclude_outside"]:
+        raise Refused("antialias and exclude_outside are not differentiated together with a crop or an aspect policy")
+    return (-1, cubic_taps(mode["cubic_coeff_a"])) if mode["mode"] == "cubic" else TAPS[mode["mode"]]
+
+
+def nearest(op, u, how):
+    """Positions rounded as nearest_mode says."""
+    rounded = {
+        "floor": lambda: op.Floor(u),
+        "ceil": lambda: op.Ceil(u),
+        "round_prefer_floor": lambda: op.Ceil(op.Sub(u, 0.5)),
+        "round_prefer_ceil": lambda: op.Floor(op.Add(u, 0.5)),
+    }
+    return rounded[how]()
+
+
+def cropped(op, dy, x, roi, by_size, outputs, over, mode):
+    """VJP of tf_crop_and_resize, through the matrix of each axis and the region it reads."""
+
+    def forward(x, roi):
+        y = x
+        for i, axis in enumerate(over):
+            start, end = (op.Slice(roi, np.array([j]), np.array([j + 1])) for j in (i, i + len(over)))
+            last = op.as_float(op.calc("Sub", op.dim(x, axis), 1), roi)
+            length = op.calc("Sub", outputs[axis], 1)
+            step = op.Div(op.Mul(op.Sub(end, start), last), op.as_float(op.calc("Max", length, 1), roi))
+            if fixed(length) and length == 0:
+                u = op.Mul(op.Mul(op.Add(start, end), 0.5), last)
+            else:
+                u = op.Add(op.Mul(start, last), op.Mul(op.cast_to(op.range(outputs[axis]), roi), step))
+            inside = op.And(op.GreaterOrEqual(u, 0), op.LessOrEqual(u, last))
+            if mode["mode"] == "nearest":
+                u = nearest(op, u, mode["nearest_mode"])
+            matrix = interpolation(op, u, op.dim(x, axis), resize_taps(mode))
+            matrix = op.Where(op.Unsqueeze(inside, np.array([1])), matrix, zero(matrix))
+            y = op.apply_matrix(y, op.cast_to(matrix, x), axis)
+        return y
+
+    from gbprewrite.differentiate import pull_back_built
+
+    dx, droi = pull_back_built(op, forward(x, roi), dy, [x, roi])
+    return dx, droi
+
+
+def in_proportion(op, dy, x, sizes, policy, over, mode):
+    """VJP of a Resize that keeps proportions: one scale for all axes, so the sizes are only bounds."""
+    lengths = [x.shape[a] for a in over]
+    if sizes is None or not all(map(fixed, lengths)):
+        raise Refused(f"keep_aspect_ratio_policy {policy!r} needs fixed sizes")
+    ratios = [s / n for s, n in zip(sizes.tolist(), lengths, strict=True)]
+    scale = min(ratios) if policy == "not_larger" else max(ratios)
+    for axis, n in zip(over, lengths, strict=True):
+        outputs = math.floor(scale * n + 0.5)
+        u = resized_positions(np.arange(outputs), scale, n, outputs, mode["coordinate_transformation_mode"])
+        place = op.constant(u.astype(np.float64))
+        if mode["mode"] == "nearest":
+            place = nearest(op, place, mode["nearest_mode"])
+        matrix = op.cast_to(interpolation(op, place, n, resize_taps(mode)), dy)
+        dy = op.apply_matrix(dy, op.Transpose(matrix, perm=[1, 0]), axis)
+    return op._shaped(dy, x)
+
+
+def resized_positions(i, scale, inputs, outputs, how):
+    """Where output i reads its input, as the table on the Resize page says."""
+    return {
+        "half_pixel": (i + 0.5) / scale - 0.5,
+        "half_pixel_symmetric": inputs / 2 * (1 - outputs / (scale * inputs)) + (i + 0.5) / scale - 0.5,
+        "pytorch_half_pixel": (i + 0.5) / scale - 0.5 if outputs > 1 else 0.0 * i,
+        "align_corners": i * (inputs - 1) / max(outputs - 1, 1),
+        "asymmetric": i / scale,
+    }[how]
+
+
+def sample(op, x, positions, taps, padding):
+    """Values of x [B, C, S...] at free positions, one [B, P] for each axis of S; [B, C, P].
+
+    padding "zeros": beyond the border is 0; "border": the border goes on; or a function of (op, place, axis) that
+    brings places back inside.
+    """
+    first, polynomials = taps
+    sizes = op.dims(x)[2:]
+    parts = [split(op, u) for u in positions]
+    strides = [op.product(sizes[a + 1 :]) for a in range(len(sizes))]
+    flat = op.reshape(x, [*op.dims(x)[:2], op.product(sizes)])
+    count = op.dim(positions[0], 1)
+    total = None
+    for choice in itertools.product(range(len(polynomials)), repeat=len(sizes)):
+        weight, index = None, None
+        for axis, t in enumerate(choice):
+            base, f = parts[axis]
+            place = op.Add(base, t + first)
+            factor = polynomial(op, polynomials[t], f)
+            limit = op.vector([op.calc("Sub", sizes[axis], 1)])
+            if padding == "zeros":
+                inside = op.cast_to(op.And(op.GreaterOrEqual(place, 0), op.LessOrEqual(place, limit)), x)
+                factor = inside if factor is None else op.Mul(factor, inside)
+            elif padding != "border":
+                place = padding(op, place, axis)
+            place = op.Min(op.Max(place, 0), limit)
+            step = (
+                place
+                if isinstance(strides[axis], int) and strides[axis] == 1
+                else op.Mul(place, op.vector([strides[axis]]))
+            )
+            index = step if index is None else op.Add(index, step)
+            weight = factor if weight is None or factor is None else op.Mul(weight, factor)
+        picked = op.Expand(op.Unsqueeze(index, np.array([1])), op.vector([*op.dims(flat)[:2], count]))
+        value = op.GatherElements(flat, picked, axis=2)
+        part = value if weight is None else op.Mul(value, op.Unsqueeze(weight, np.array([1])))
+        total = part if total is None else op.Add(total, part)
+    return total
+
+
+@decomposed("GridSample")
+def grid_sample(op, x, grid, *, align_corners, mode, padding_mode):
+    """dx, dgrid: the reverse walk over Σ of taps read at the grid's positions"""
+    sizes = op.dims(x)[2:]
+    n, *out, _ = op.dims(grid)
+    mode = mode.removeprefix("bi")
+    positions, reflections = [], []
+    for axis, size in enumerate(sizes):
+        g = op.Gather(grid, np.array(len(sizes) - 1 - axis), axis=rank(grid) - 1)
+        g = op.reshape(g, [n, op.product(out)])
+        half = op.Mul(op.Add(op.cast_to(g, x), 1), 0.5)
+        low = 0.0 if align_corners else -0.5
+        last = op.as_float(op.calc("Sub", size, 1), x)
+        span = last if align_corners else op.as_float(size, x)  # from the first border to the last
+        u = op.Add(op.Mul(half, span), low) if low else op.Mul(half, span)
+        if mode == "nearest":
+            u = op.Round(u)
+        reflections.append((low, span))
+        if padding_mode == "border":
+            u = op.Min(op.Max(u, 0), last)
+        elif padding_mode == "reflection":
+            u = reflect(op, u, low, span)
+        positions.append(u)
+
+    def back_inside(op, place, axis):
+        return op.Cast(op.Round(reflect(op, op.cast_to(place, x), *reflections[axis])), to=7)
+
+    padding = back_inside if padding_mode == "reflection" else padding_mode
+    return op.reshape(sample(op, x, positions, TAPS[mode], padding), [*op.dims(x)[:2], *out])
+
+
+def reflect(op, u, low, span):
+    """Positions folded back between low and low + span."""
+    t = op.Sub(u, low) if low else u
+    double = 2 * span if isinstance(span, float) else op.Mul(span, 2)
+    t = op.Sub(t, op.Mul(op.Floor(op.Div(t, double)), double))
+    folded = op.Min(t, op.Sub(double, t))
+    return op.Add(folded, low) if low else folded
+
+
+@decomposed("RoiAlign")
+def roi_align(
+    op, x, rois, batch, *, coordinate_transformation_mode, mode, output_height, output_width, sampling_ratio,
+    spatial_scale,
+):  # fmt: skip
+    """dx, drois: the reverse walk over Σ of bins read as two matrices, Wy · x · Wxᵀ"""
+    half = coordinate_transformation_mode == "half_pixel"
+    axes = []
+    for axis, bins in ((1, output_height), (0, output_width)):
+        start, end = (
+            op.Sub(op.Mul(op.Gather(rois, np.array([j]), axis=1), spatial_scale), 0.5 if half else 0.0)
+            for j in (axis, axis + 2)
+        )
+        length = op.Sub(end, start) if half else op.Max(op.Sub(end, start), 1)
+        axes.append(bin_samples(op, start, length, bins, sampling_ratio))  # [R, bins · samples] positions, and weights
+    images = op.Gather(x, batch, axis=0)
+    if mode == "max":
+        return roi_max(op, images, axes, [output_height, output_width])
+    y = images
+    for (u, weight), size, axis, bins in zip(axes, op.dims(x)[2:], (2, 3), (output_height, output_width), strict=True):
+        matrix = op.Mul(roi_interpolation(op, u, size), op.Unsqueeze(weight, np.array([2])))
+        r, samples, _ = op.dims(matrix)
+        bins_of = op.reshape(matrix, [r, bins, op.calc("Div", samples, bins), size])
+        matrix = op.ReduceSum(bins_of, np.array([2], np.int64), keepdims=0)  # [R, bins, size]
+        matrix = op.Unsqueeze(matrix, np.array([1]))
+        y = op.MatMul(matrix, y) if axis == 2 else op.MatMul(y, op.Transpose(matrix, perm=[0, 1, 3, 2]))
+    return y
+
+
+def bin_samples(op, start, length, bins, ratio):
+    """Positions [R, bins · samples] along one axis, and the weight of each in its bin's mean."""
+    bin_length = op.Div(length, float(bins))
+    if ratio > 0:
+        samples, count = ratio, None
+        number = op.range(ratio)
+        step = op.Div(bin_length, float(ratio))
+    else:  # as many as the region is long, which differs from region to region
+        count = op.Max(op.Ceil(bin_length), 1)
+        samples = op.Reshape(op.Cast(op.ReduceMax(count, keepdims=0), to=7), np.array([1]))
+        samples = op._int64(samples, 1)
+        number = op.range(samples)
+        step = op.Div(bin_length, count)
+    i = op.cast_to(op.reshape(number, [1, 1, samples]), start)
+    p = op.cast_to(op.reshape(op.range(bins), [1, bins, 1]), start)
+    wide = np.array([2])
+    bin_start = op.Add(op.Unsqueeze(start, wide), op.Mul(p, op.Unsqueeze(bin_length, wide)))
+    u = op.Add(bin_start, op.Mul(op.Add(i, 0.5), op.Unsqueeze(step, wide)))
+    if count is None:
+        weight = op.filled(op.Shape(u), 1 / ratio, start)
+    else:
+        within = op.Less(i, op.Unsqueeze(count, wide))
+        weight = op.Expand(op.Where(within, op.Reciprocal(op.Unsqueeze(count, wide)), zero(start)), op.Shape(u))
+    shape = [op.dim(start, 0), op.calc("Mul", bins, samples)]
+    return op.reshape(u, shape), op.reshape(weight, shape)
+
+
+def roi_clamped(op, u, size):
+    """Positions that are read, and whether they are at all: up to one pixel outside counts as the border."""
+    valid = op.cast_to(op.And(op.GreaterOrEqual(u, -1), op.LessOrEqual(u, op.as_float(size, u))), u)
+    return op.Min(op.Max(u, 0), op.as_float(op.calc("Sub", size, 1), u)), valid
+
+
+def roi_interpolation(op, u, size):
+    """[R, samples, size]"""
+    inside, valid = roi_clamped(op, u, size)
+    return op.Mul(interpolation(op, inside, size, TAPS["linear"]), op.Unsqueeze(valid, np.array([2])))
+
+
+def roi_max(op, images, axes, bins):
+    """The largest weighted corner of any sample of a bin, as the standard's mode "max" has it."""
+    corners = []
+    for (u, weight), size in zip(axes, op.dims(images)[2:], strict=True):
+        inside, valid = roi_clamped(op, u, size)
+        base, f = split(op, inside)
+        first, polynomials = TAPS["linear"]
+        taken = op.Greater(weight, 0)
+        one_axis = []
+        for t, coefficients in enumerate(polynomials, first):
+            place = op.Min(op.Add(base, t), op.vector([op.calc("Sub", size, 1)]))
+            here = op.cast_to(op.Equal(op.Unsqueeze(place, np.array([2])), op.range(size)), f)
+            one_axis.append((here, op.Mul(polynomial(op, coefficients, f), valid)))
+        corners.append((one_axis, taken))
+    (rows, row_taken), (columns, column_taken) = corners
+    best = []
+    for (row, wy), (column, wx) in itertools.product(rows, columns):
+        value = op.MatMul(op.Unsqueeze(row, np.array([1])), images)
+        value = op.MatMul(value, op.Unsqueeze(op.Transpose(column, perm=[0, 2, 1]), np.array([1])))
+        value = op.Mul(value, op.Unsqueeze(wy, np.array([1, 3])))
+        best.append(op.Mul(value, op.Unsqueeze(wx, np.array([1, 2]))))
+    top = op.Max(*best)
+    taken = op.And(op.Unsqueeze(row_taken, np.array([1, 3])), op.Unsqueeze(column_taken, np.array([1, 2])))
+    top = op.Where(taken, top, np.array(-np.inf).astype(zero(top).dtype))
+    r, c, samples_y, samples_x = op.dims(top)
+    shape = [r, c, bins[0], op.calc("Div", samples_y, bins[0]), bins[1], op.calc("Div", samples_x, bins[1])]
+    return op.ReduceMax(op.reshape(top, shape), np.array([3, 5], np.int64), keepdims=0)
+
+
+@decomposed("DeformConv")
+def deform_conv(
+    op, x, w, offset, b=None, mask=None, *, dilations, group, kernel_shape, offset_group, pads, strides
+):  # fmt: skip
+    """dx, dw, doffset, db, dmask: the reverse walk over a product of w with values read at the moved taps"""
+    kernel = kernel_shape or list(w.shape[2:])
+    n, c, *sizes = op.dims(x)
+    d = len(kernel)
+    outputs = op.dims(offset)[2:]
+    taps = int(np.prod(kernel))
+    begin = list(pads or [0] * (2 * d))[:d]
+    strides, dilations = strides or [1] * d, dilations or [1] * d
+    images = op.calc("Mul", n, offset_group)
+    moved = op.reshape(offset, [images, taps, d, *outputs])
+    points = op.calc("Mul", taps, op.product(outputs))
+    positions = []
+    for axis in range(d):
+        shape = [-1 if a == axis else 1 for a in range(d)]
+        tap = np.arange(kernel[axis]).reshape(shape) * dilations[axis] - begin[axis]
+        tap = np.broadcast_to(tap, kernel).reshape([1, taps] + [1] * d)
+        output = op.Mul(op.Reshape(op.range(outputs[axis]), np.array([1, 1, *shape])), strides[axis])
+        still = op.cast_to(op.Add(output, tap.astype(np.int64)), x)
+        place = op.Add(op.Gather(moved, np.array(axis), axis=2), still)
+        positions.append(op.reshape(place, [images, points]))
+    planes = op.reshape(x, [images, op.calc("Div", c, offset_group), *sizes])
+    read = sample(op, planes, positions, TAPS["linear"], "zeros")
+    read = op.reshape(read, [n, offset_group, op.calc("Div", c, offset_group), taps, op.product(outputs)])
+    if mask is not None:
+        read = op.Mul(read, op.reshape(mask, [n, offset_group, 1, taps, op.product(outputs)]))
+    columns = op.reshape(read, [n, group, op.calc("Mul", op.calc("Div", c, group), taps), op.product(outputs)])
+    filters = op.reshape(w, [1, group, op.calc("Div", op.dim(w, 0), group), op.calc("Mul", op.dim(w, 1), taps)])
+    y = op.reshape(op.MatMul(filters, columns), [n, op.dim(w, 0), *outputs])
+    return y if b is None else op.Add(y, op.Reshape(b, np.array([1, -1] + [1] * d, np.int64)))
