@@ -11,10 +11,15 @@ from gbprewrite.errors import (
     UsageError,
 )
 from gbprewrite.report import Inspection
+from gbprewrite.runtime.explainer import Explainer, Explanation
+from gbprewrite.verify import Check, Verification, verify
 from gbprewrite.version import __version__
 
 __all__ = [
+    "Check",
     "DataError",
+    "Explainer",
+    "Explanation",
     "GbprewriteError",
     "Inspection",
     "ModelError",
@@ -22,7 +27,9 @@ __all__ = [
     "RuntimeUnavailable",
     "UnsupportedOperators",
     "UsageError",
+    "Verification",
     "__version__",
     "convert",
     "inspect",
+    "verify",
 ]

@@ -1,0 +1,1 @@
+"""Running converted models: onnxruntime sessions, arrays, images in and pictures out."""

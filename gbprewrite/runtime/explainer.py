@@ -1,0 +1,240 @@
+"""Maps from numpy arrays: convert if need be, run, give everything names."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from onnx import ModelProto
+
+from gbprewrite import report
+from gbprewrite.convert import convert, load
+from gbprewrite.errors import DataError, ModelError, UsageError
+from gbprewrite.runtime import arrays
+from gbprewrite.runtime.session import Session
+from gbprewrite.seed import parse
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What one call of an Explainer gives.
+
+    Attributes:
+        maps: name of the output, `<input>_<method>`, -> map, of the input's dtype and shape; where several classes are
+            explained, with an axis of K classes behind the batch: [N, K, ...].
+        outputs: name -> the model's own outputs.
+        index: int64, the class explained: [N], [N, K] for several classes, [N, rank - 1] for a unit of the score;
+            None for the target "seed".
+        provider: "cuda" or "cpu", where it ran.
+    """
+
+    maps: dict[str, Array]
+    outputs: dict[str, Any]
+    index: NDArray[np.int64] | None
+    provider: str
+    _names: Mapping[tuple[str, str], str] = field(repr=False, default_factory=dict)
+
+    def map(self, method: str | None = None, input: str | None = None) -> Array:
+        """The map of this method with respect to this input; neither need be named where there is only one.
+
+        Raises UsageError when there is no such map, or more than one.
+        """
+        found = [name for (x, m), name in self._names.items() if method in (None, m) and input in (None, x)]
+        if len(found) != 1:
+            known = ", ".join(f"{m} of {x}" for x, m in self._names)
+            raise UsageError(f"{len(found)} maps answer to method={method!r}, input={input!r}. There are: {known}.")
+        return self.maps[found[0]]
+
+
+class Explainer:
+    """Explains a model's decisions: call it with a batch.
+
+    Attributes:
+        record: what the conversion did, as in the file's metadata.
+        provider: "cuda" or "cpu", where it runs; `provider_note` says why "auto" did not take CUDA.
+        slots: every input that the model takes; `inputs`: those that are no run-time target or seed.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | ModelProto,
+        method: str | Sequence[str] | None = None,
+        target: str | int | Sequence[int] | None = None,
+        *,
+        providers: str = "auto",
+        **options: Any,
+    ) -> None:
+        """Load a model, and convert it first when it is none that gbprewrite has converted.
+
+        Args:
+            model: an ONNX file or a ModelProto.
+            method: as for `gbprewrite.convert`; "guided" by default, or what a converted file holds.
+            target: as for `gbprewrite.convert`; "argmax" by default, or what a converted file holds.
+            providers: "auto" takes CUDA when a session really runs on it and else the CPU; "cuda"; "cpu".
+            options: the other keywords of `gbprewrite.convert`.
+
+        Raises:
+            UsageError: a bad option, or one that a converted file contradicts.
+            ModelError: a model that can't be read, converted or loaded.
+            RuntimeUnavailable: no onnxruntime, or CUDA was asked for and does not load.
+        """
+        proto = load(model, replace=None)
+        record = None if options.get("replace") else report.read_record(proto)
+        if record is None:
+            proto = convert(proto, method or "guided", "argmax" if target is None else target, **options)
+            record = report.read_record(proto)
+            assert record is not None
+            model = proto
+        else:
+            _check_agreement(record, method, target, options)
+        self.record: report.Record = record
+        asked = [method] if isinstance(method, str) else method or record["methods"]
+        self._names = {(m["input"], m["method"]): m["output"] for m in record["maps"] if m["method"] in asked}
+        self.slots = slots_of(proto)
+        self._session = Session(model, providers)
+        self.provider, self.provider_note = self._session.provider, self._session.note
+        own = {record["target_name"], record["seed_name"]}
+        self.inputs = [s for s in self.slots if s.name not in own]
+        ours = {m["output"] for m in record["maps"]} | {record["explained_index_name"]}
+        self._outputs = [o.name for o in proto.graph.output if o.name not in ours]
+
+    def __call__(
+        self,
+        batch: ArrayLike | Mapping[str, ArrayLike],
+        *,
+        targets: ArrayLike | None = None,
+        seed: ArrayLike | None = None,
+    ) -> Explanation:
+        """The maps of a batch.
+
+        Args:
+            batch: the input, [N, ...], or name -> array for a model of several inputs. Integers become floats and
+                floats the model's float type. A model of fixed batch size takes any N: it is run several times, the
+                last time filled up with the last sample.
+            targets: for the target "input" the class to explain, [N] or one number for all samples.
+            seed: for the target "seed" the cotangent of the score, shaped like it.
+
+        Raises:
+            UsageError: missing or unknown inputs.
+            DataError: a wrong shape or dtype, a target that does not exist, or onnxruntime stopped.
+        """
+        feeds = dict(batch) if isinstance(batch, Mapping) else self._only_input(batch)
+        self._add_runtime_input(feeds, "target", targets)
+        self._add_runtime_input(feeds, "seed", seed)
+        fitted = arrays.fit(feeds, self.slots)
+        found = self._run(fitted)
+        maps = {name: found[name] for name in self._names.values()}
+        self._check_targets(fitted, maps)
+        index = self.record["explained_index_name"]
+        return Explanation(
+            maps,
+            {name: found[name] for name in self._outputs},
+            found[index] if index else None,
+            self.provider,
+            self._names,
+        )
+
+    def named(self, explanation: Explanation) -> dict[str, Any]:
+        """Everything in an explanation under the names that the model's outputs have."""
+        index = {} if explanation.index is None else {self.record["explained_index_name"]: explanation.index}
+        return {**explanation.outputs, **explanation.maps, **index}
+
+    def _only_input(self, batch: ArrayLike) -> dict[str, ArrayLike]:
+        if len(self.inputs) != 1:
+            raise UsageError(
+                f"the model takes {len(self.inputs)} inputs, so give a dictionary of arrays: "
+                f"{arrays.listing(self.inputs)}."
+            )
+        return {self.inputs[0].name: batch}
+
+    def _add_runtime_input(self, feeds: dict[str, Any], role: str, value: ArrayLike | None) -> None:
+        """The run-time target or seed among the inputs, under the name that the file gives it."""
+        name = self.record[f"{role}_name"]
+        keyword = "targets" if role == "target" else role
+        if value is not None and name is None:
+            raise UsageError(
+                f"{keyword}= was given, and the model was converted with target {self.record['target']!r}, which takes "
+                f"none. Convert with target {'input' if role == 'target' else 'seed'!r} for that."
+            )
+        if value is None:
+            if name is not None and name not in feeds:
+                raise UsageError(
+                    f"the model takes its {role} at run time: give it as well ({keyword}=, or --input {name}=FILE)."
+                )
+            return
+        array = np.asarray(value)
+        if role == "target" and array.ndim == 0 and feeds:
+            array = np.full(np.shape(next(iter(feeds.values())))[:1], array)
+        feeds[name] = array
+
+    def _run(self, feeds: dict[str, Array]) -> dict[str, Any]:
+        index = self.record["explained_index_name"]
+        wanted = [*self._outputs, *self._names.values(), *([index] if index else [])]
+        size = arrays.batch_size(feeds, self.slots)
+        if size is None:
+            return self._session.run(feeds, wanted)
+        count = len(next(iter(feeds.values())))
+        return arrays.join([self._session.run(piece, wanted) for piece in arrays.cut(feeds, size)], size, count)
+
+    def _check_targets(self, feeds: Mapping[str, Array], maps: Mapping[str, Array]) -> None:
+        """A model answers a target that does not exist with maps of nothing but NaN; here that is an error."""
+        if parse(self.record["target"]).kind in ("argmax", "seed"):
+            return
+        for (x, _), name in self._names.items():
+            rows = range(len(maps[name]))
+            void = [i for i in rows if np.isnan(maps[name][i]).all() and np.isfinite(feeds[x][i]).all()]
+            if void:
+                given = feeds[self.record["target_name"]] if self.record["target_name"] else None
+                said = [f"{i} (target {given[i]})" if given is not None else str(i) for i in void]
+                raise DataError(
+                    f"the target does not exist in the score {self.record['score']!r} of sample {', '.join(said)}, "
+                    "counting from 0. Give the index of a class that the model has."
+                )
+
+
+def load_converted(model: str | os.PathLike[str] | ModelProto) -> tuple[ModelProto, report.Record]:
+    """A converted model and its record. Raises ModelError when the file can't be read or was never converted."""
+    proto = load(model, replace=None)
+    record = report.read_record(proto)
+    if record is None:
+        name = "the model" if isinstance(model, ModelProto) else os.fspath(model)
+        raise ModelError(
+            f"{name} is no converted model: it holds no record of gbprewrite. Convert it first, with "
+            "gbprewrite.convert or 'gbprewrite convert MODEL'."
+        )
+    return proto, record
+
+
+def slots_of(model: ModelProto) -> list[arrays.Slot]:
+    """The inputs of a model that are no weights."""
+    weights = {t.name for t in model.graph.initializer}
+    rows = [report.value_row(i) for i in model.graph.input if i.name not in weights]
+    return [arrays.Slot(r["name"], np.dtype(r["dtype"]), _dimensions(r["shape"])) for r in rows]
+
+
+def _dimensions(shape: Sequence[arrays.Dim] | None) -> tuple[arrays.Dim, ...] | None:
+    """Paddle writes -1 for a dimension of any size, others write 0."""
+    return None if shape is None else tuple(d if isinstance(d, str) or d > 0 else "?" for d in shape)
+
+
+def _check_agreement(
+    record: report.Record, method: str | Sequence[str] | None, target: Any, options: Mapping[str, Any]
+) -> None:
+    """An option that contradicts what a converted file holds is an error, not ignored."""
+    asked = [method] if isinstance(method, str) else list(method or [])
+    against = [f"method {m!r}" for m in asked if m not in record["methods"]]
+    if target is not None and parse(target).text != record["target"]:
+        against.append(f"target {target!r}")
+    if options.get("score") not in (None, record["score"], record["output"]):
+        against.append(f"score {options['score']!r}")
+    against += [f"{name}={value!r}" for name, value in options.items() if name not in ("score", "replace") and value]
+    if against:
+        raise UsageError(
+            f"the model is a converted one, with methods {', '.join(record['methods'])}, target {record['target']!r}, "
+            f"score {record['score']!r}; {', '.join(against)} can't be had from it. Give its source, or use "
+            "replace=True (--replace) to convert the source part again."
+        )

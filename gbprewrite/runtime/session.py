@@ -1,0 +1,139 @@
+"""onnxruntime sessions: on the provider that was asked for, or one clear error.
+
+onnxruntime is imported when the first session is opened: converting needs no runtime.
+"""
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from gbprewrite import modelfile
+from gbprewrite.errors import DataError, ModelError, RuntimeUnavailable, UsageError
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+PROVIDERS = {"auto": (CUDA, CPU), "cuda": (CUDA, CPU), "cpu": (CPU,)}
+INSTALL = "pip install 'gbprewrite[gpu]' (NVIDIA) or pip install 'gbprewrite[cpu]'"
+WARNINGS, FATAL = 2, 4  # onnxruntime's log severities: its default, and ours, since errors are raised as well
+
+
+class Session:
+    """A loaded model.
+
+    `provider` is "cuda" or "cpu": where it really runs. `note` says why "auto" did not take CUDA, and is empty where
+    there was nothing to take.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | ModelProto,
+        provider: str = "auto",
+        *,
+        optimise: bool = True,
+        tf32: bool = True,
+    ) -> None:
+        """Load a model (from a path when it is larger than a protobuf message may be).
+
+        `optimise` turns onnxruntime's graph optimisations on, `tf32` lets CUDA round float32 factors to 10 bits (its
+        default). Raises UsageError for an unknown provider, RuntimeUnavailable when there is no onnxruntime or CUDA
+        does not load, ModelError when onnxruntime refuses the model.
+        """
+        if provider not in PROVIDERS:
+            raise UsageError(f"provider {provider!r} is unknown. Choose from {', '.join(PROVIDERS)}.")
+        ort = runtime()
+        wanted = PROVIDERS[provider]
+        built = CUDA in ort.get_available_providers()
+        if provider == "cuda" and not built:
+            raise RuntimeUnavailable(
+                f"provider 'cuda' was asked for, and the installed onnxruntime {ort.__version__} is built without "
+                "CUDA. Use it on the CPU (provider 'cpu'), or pip uninstall onnxruntime and pip install "
+                "'gbprewrite[gpu]'."
+            )
+        options = ort.SessionOptions()
+        options.log_severity_level = FATAL
+        if not optimise:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if CUDA in wanted and built:
+            chosen = [(CUDA, {"use_tf32": int(tf32)}), CPU]
+            self.session, why = _open_with_cuda(ort, model, options, chosen)
+        else:
+            self.session, why = _open(ort, model, options, [CPU]), ""
+        self.provider = "cuda" if CUDA in self.session.get_providers() else "cpu"
+        # onnxruntime goes on with the CPU when CUDA does not load, whatever was asked for.
+        if provider == "cuda" and self.provider != "cuda":
+            raise RuntimeUnavailable(
+                f"provider 'cuda' was asked for, and CUDA did not load in onnxruntime {ort.__version__}{why}. Check "
+                "the driver (nvidia-smi) and the CUDA and cuDNN libraries (pip install 'onnxruntime-gpu[cuda,cudnn]'), "
+                "or run on the CPU (provider 'cpu')."
+            )
+        self.note = f"CUDA did not load{why}" if built and provider == "auto" and self.provider == "cpu" else ""
+
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        """Name -> value of the outputs (all by default). Raises DataError when onnxruntime stops."""
+        names = list(outputs) if outputs is not None else [o.name for o in self.session.get_outputs()]
+        try:
+            return dict(zip(names, self.session.run(names, dict(feeds)), strict=True))
+        except Exception as error:  # onnxruntime's exceptions have no base of their own
+            shapes = ", ".join(f"{name} {getattr(value, 'shape', '')}" for name, value in feeds.items())
+            raise DataError(
+                f"onnxruntime stopped while it ran the model on {shapes}: {first_line(error)}. "
+                "If the model takes inputs of these shapes, then an operator of it does not run on this provider, in "
+                "this version of onnxruntime or in the memory there is."
+            ) from error
+
+
+def runtime() -> Any:
+    """The onnxruntime module. Raises RuntimeUnavailable when it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            f"no onnxruntime can be imported ({error}), and it is what computes the maps. Install one of the two: "
+            f"{INSTALL}. (Converting works without.)"
+        ) from None
+    return onnxruntime
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line, without the full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". ") if lines else type(error).__name__
+
+
+def _open_with_cuda(ort: Any, model: Any, options: Any, providers: Sequence[Any]) -> tuple[Any, str]:
+    """A session, and why CUDA did not load, where onnxruntime says so."""
+    said = io.StringIO()
+    ort.set_default_logger_severity(FATAL)  # the reason goes into our own message
+    try:
+        with contextlib.redirect_stdout(said):  # onnxruntime prints its fallback there
+            ort.preload_dlls()  # finds the CUDA libraries of the nvidia-* wheels
+            session = _open(ort, model, options, providers)
+    finally:
+        ort.set_default_logger_severity(WARNINGS)
+    reasons = [line for line in said.getvalue().splitlines() if line.startswith(("Failed", "EP Error"))]
+    return session, f" ({reasons[0]})" if reasons else ""
+
+
+def _open(ort: Any, model: Any, options: Any, providers: Sequence[Any]) -> Any:
+    try:
+        if not isinstance(model, ModelProto):
+            return ort.InferenceSession(os.fspath(model), options, providers=list(providers))
+        if not modelfile.is_large(model):
+            return ort.InferenceSession(model.SerializeToString(), options, providers=list(providers))
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            path, copy = Path(folder) / "model.onnx", ModelProto()
+            copy.CopyFrom(model)  # saving moves the weights out of a model
+            modelfile.save(copy, path)
+            return ort.InferenceSession(str(path), options, providers=list(providers))
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # onnxruntime's exceptions have no base of their own
+        raise ModelError(
+            f"onnxruntime {ort.__version__} can't load the model: {first_line(error)}. If it can't load the source "
+            "either, export the source again for this version (its opset and IR must not be newer than the runtime)."
+        ) from error

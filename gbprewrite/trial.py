@@ -1,0 +1,197 @@
+"""A converted model and its source, with inputs to try them on: what `verify` works with."""
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from gbprewrite import graft, reference, report
+from gbprewrite.convert import convert
+from gbprewrite.errors import DataError
+from gbprewrite.runtime import arrays
+from gbprewrite.runtime.explainer import slots_of
+from gbprewrite.runtime.session import Session, first_line
+
+Array = NDArray[Any]
+Feeds = dict[str, Array]
+AGREEMENT = 1e-2  # of the two evaluators' scores, relative; they differ by rounding or one of them is wrong
+SECONDS_A_PASS = 10.0
+BATCH = 2  # where the model takes any
+SIDES = (64, 128, 256)  # tried in turn for the other dimensions of any size: the first that the network takes
+
+
+def copied(model: ModelProto) -> ModelProto:
+    """A model of our own to work on."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+class Trial:
+    """A converted model, its record, its source part, and inputs (random where none were given).
+
+    `feeds` holds the inputs of the converted model, `own` those of its source.
+    """
+
+    def __init__(self, converted: ModelProto, record: report.Record, inputs: Mapping[str, Any], provider: str) -> None:
+        """Find inputs that the model takes. Raises DataError when it takes none of those tried."""
+        self.model, self.record, self.provider = converted, record, provider
+        self.source = graft.restore(copied(converted))
+        self.rng = np.random.default_rng(0)
+        self.slots, self.given = slots_of(self.source), dict(inputs)
+        self.runtime_name = record["target_name"] or record["seed_name"]
+        session = Session(self.scored, provider, tf32=False)
+        self.ran_on = session.provider
+        self.own, self.score = self._inputs(session)
+        self.feeds = {**self.own, **self._runtime_input()}
+
+    @cached_property
+    def scored(self) -> ModelProto:
+        """The source with the score among its outputs."""
+        model = copied(self.source)
+        if self.record["score"] not in {o.name for o in model.graph.output}:
+            model.graph.output.append(onnx.ValueInfoProto(name=self.record["score"]))
+        return model
+
+    @cached_property
+    def found(self) -> dict[str, Any]:
+        """All outputs of the converted model, as optimised for the provider."""
+        return self.session.run(self.feeds)
+
+    @cached_property
+    def session(self) -> Session:
+        """The converted model, as optimised for the provider, in full precision."""
+        return Session(self.model, self.provider, tf32=False)
+
+    def _inputs(self, session: Session) -> tuple[Feeds, Array]:
+        """Inputs that the source takes, and its score on them."""
+        failure = "the score is not finite there"
+        for side in SIDES:
+            feeds = arrays.fit({s.name: self._array(s, side) for s in self.slots}, self.slots)
+            try:
+                score = session.run(feeds, [self.record["score"]])[self.record["score"]]
+            except DataError as error:
+                failure = str(error)
+                continue
+            if np.isfinite(score).all():
+                return feeds, score
+        raise DataError(f"no input was found that the model takes; give one with --input NAME=x.npy. Last: {failure}")
+
+    def _array(self, slot: arrays.Slot, side: int) -> Array:
+        if slot.name in self.given:
+            return np.asarray(self.given[slot.name])
+        shape = [d if isinstance(d, int) else side if axis else BATCH for axis, d in enumerate(slot.shape or ())]
+        if slot.dtype.kind in "iub":  # an index or a switch: zero is the one value that is always there
+            return np.zeros(shape, slot.dtype)
+        return self.rng.normal(size=shape).astype(slot.dtype)
+
+    def _runtime_input(self) -> Feeds:
+        """The run-time target (random classes) or seed (random), unless it was given."""
+        name = self.runtime_name
+        if name is None:
+            return {}
+        if name in self.given:
+            return {name: np.asarray(self.given[name])}
+        if name == self.record["seed_name"]:
+            return {name: self.rng.normal(size=self.score.shape).astype(self.score.dtype)}
+        classes = self.score.shape[self.record["class_axis"]]
+        return {name: np.asarray(self.rng.integers(classes, size=self.score.shape[0]))}
+
+    @cached_property
+    def gradient_model(self) -> ModelProto:
+        """The converted model if it holds gradient maps, else one that has them, made from its source part."""
+        if "gradient" in self.record["methods"]:
+            return self.model
+        first = self.record["maps"][0]
+        return convert(
+            self.source,
+            "gradient",
+            self.record["target"],
+            score=self.record["score"],
+            inputs=list(dict.fromkeys(m["input"] for m in self.record["maps"])),
+            class_axis=self.record["class_axis"],
+            through_softmax=True,  # the record names the score itself
+            prefix=first["output"].removesuffix(f"{first['input']}_{first['method']}"),
+        )
+
+    def cotangent(self, weights: Array, index: Array | None) -> Array:
+        """dS/d(score) in float64, for S = Σₖ weights[k] · (the score of class index[:, k]), summed over the batch."""
+        shape = self.score.shape
+        if index is None:
+            return np.asarray(self.feeds[self.record["seed_name"]], np.float64)
+        if len(shape) < 2:
+            return np.ones(shape)
+        dy = np.zeros(shape)
+        if self.record["target"].startswith("unit:"):
+            dy[(np.arange(shape[0]), *index.T)] = 1
+            return dy
+        classes = np.moveaxis(dy, self.record["class_axis"], 1)  # a view
+        for k, column in enumerate(index.reshape(shape[0], -1).T):
+            classes[np.arange(shape[0]), column] += weights[k]
+        return dy
+
+
+class Double:
+    """The same models in float64, by ONNX's reference evaluator.
+
+    `why` says why not, and is empty otherwise. `found` holds the converted model's outputs, `gradient` those of the
+    trial's gradient model.
+    """
+
+    def __init__(self, trial: Trial) -> None:
+        """Run the models; `why` is set when that is too slow, or stops, or the score is not onnxruntime's."""
+        self.name, self.why = trial.record["score"], ""
+        gradient_model = trial.gradient_model
+        try:
+            self._forward = reference.evaluator(reference.in_float64(trial.scored))
+            started = time.monotonic()
+            error = relative_error(trial.score, self.score(trial.own))
+            seconds = time.monotonic() - started
+            if not error <= AGREEMENT:
+                self.why = f"the reference evaluator's score differs from onnxruntime's by {error:.1e}"
+            elif seconds > SECONDS_A_PASS:
+                self.why = f"a forward pass of the reference evaluator takes {seconds:.0f} s, and dozens are needed"
+            else:
+                self.found = _run(trial.model, trial.feeds)
+                self.gradient = self.found if gradient_model is trial.model else _run(gradient_model, trial.feeds)
+        except Exception as stop:  # whatever an operator of the reference evaluator stops at
+            self.why = f"the reference evaluator stops: {type(stop).__name__}: {first_line(stop)}"
+
+    def score(self, feeds: Mapping[str, Array]) -> Array:
+        """The score."""
+        with _quiet():
+            (score,) = self._forward.run([self.name], _wide(feeds))
+        return np.asarray(score)
+
+
+def _run(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    with _quiet():
+        return reference.evaluate(reference.in_float64(model), _wide(feeds))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """numpy's warnings about infinities say nothing here: onnxruntime computes the same ones."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+def _wide(feeds: Mapping[str, Array]) -> Feeds:
+    return {name: a if a.dtype.kind in "iub" else a.astype(np.float64) for name, a in feeds.items()}
+
+
+def relative_error(found: Array, wanted: Array) -> float:
+    """Relative L2 error, in float64."""
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    if found.shape != wanted.shape:
+        return float("inf")
+    norm = float(np.linalg.norm(wanted.ravel()))
+    return float(np.linalg.norm((found - wanted).ravel())) / (norm or 1.0)

@@ -1,0 +1,294 @@
+"""Does a converted model keep its promises on this machine?
+
+original outputs    equal to the source's: bit for bit without graph optimisations, to rounding with them
+gradient            is the gradient: ⟨map, v⟩ = dS(x + t·v)/dt, by central differences of the explained score S,
+                    both in float64 by ONNX's reference evaluator
+every map           as onnxruntime computes it here, against the reference evaluator in float64
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from onnx import ModelProto
+
+from gbprewrite import modelfile, report
+from gbprewrite.convert import load
+from gbprewrite.errors import UsageError
+from gbprewrite.runtime import arrays
+from gbprewrite.runtime.explainer import load_converted, slots_of
+from gbprewrite.runtime.session import Session
+from gbprewrite.trial import Array, Double, Trial, relative_error
+
+DIRECTIONS = 3  # random ones for each input
+RETRIES = 7  # further directions and smaller steps, where a kink of the network lies within the step
+CHANGE = 1e-9  # of the score by a step, relative: far above rounding in float64, and few kinks are that near
+SHRINK, SHRINK_TO = 4, 1 / 64  # the step after a kink, and how far
+
+
+class Limits(NamedTuple):
+    """The largest relative error that passes, by the model's float type; None where the error is only reported.
+
+    `values` counts values of the original outputs that are not the same bit for bit; onnxruntime rounds float16 on the
+    CPU where it likes, so that neighbours of a node change its result. A unit near its kink may be on in float32 and
+    off in float64, so that a map of a deep network is off by 1e-3 or so.
+    """
+
+    values: float | None
+    outputs: float | None
+    maps: float
+
+
+LIMITS = {
+    "float64": Limits(0.0, 1e-12, 1e-6),
+    "float32": Limits(0.0, 1e-5, 1e-2),
+    "float16": Limits(None, None, 1e-1),
+    "bfloat16": Limits(None, None, 5e-1),
+}
+# Of a directional derivative in float64: its largest error, and the difference of one-sided slopes that is a kink.
+DERIVATIVE, KINK = 1e-4, 1e-4
+# Where float64 can't be had, rounding allows no small step, and a large one crosses many kinks.
+SINGLE_DERIVATIVE, SINGLE_KINK, SINGLE_CHANGE = 5e-2, 5e-2, 1e-3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: status is "passed", "failed" or "skipped"; `error` and `limit` are relative L2 errors, or None."""
+
+    name: str
+    status: str
+    error: float | None
+    limit: float | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found; `ok` unless a check failed. `to_json` gives plain types."""
+
+    provider: str
+    inputs: dict[str, list[int]]
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed."""
+        return all(check.status != "failed" for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as dictionaries, lists, strings and numbers."""
+        checks = [{**asdict(check), "error": _finite(check.error)} for check in self.checks]
+        return {"ok": self.ok, **asdict(self), "checks": checks}
+
+
+def verify(
+    converted: str | os.PathLike[str] | ModelProto,
+    source: str | os.PathLike[str] | ModelProto | None = None,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    providers: str = "auto",
+) -> Verification:
+    """Check a converted model on this machine.
+
+    Args:
+        converted: the converted file or model.
+        source: the model it was made from; without it, the source part of the converted model takes its place.
+        inputs: name -> array to check it on; random numbers by default (zeros for integers, 64 or more positions where
+            the model takes any number of them).
+        providers: "auto", "cuda" or "cpu", as for Explainer.
+
+    Raises:
+        ModelError: the file can't be read or was never converted, or onnxruntime can't load it.
+        UsageError, DataError: inputs that the model does not take.
+        RuntimeUnavailable: no onnxruntime, or CUDA was asked for and does not load.
+    """
+    model, record = load_converted(converted)
+    trial = Trial(model, record, inputs or {}, providers)
+    double = Double(trial)
+    checks = [*_outputs(trial, source), *_derivatives(trial, double), *_maps(trial, double)]
+    return Verification(trial.ran_on, {name: list(a.shape) for name, a in trial.feeds.items()}, tuple(checks))
+
+
+def _finite(error: float | None) -> float | None:
+    """JSON knows no infinity."""
+    return error if error is not None and math.isfinite(error) else None
+
+
+def _check(name: str, error: float, limit: float | None, note: str = "") -> Check:
+    passed = limit is None or error <= limit  # NaN fails
+    return Check(name, "passed" if passed else "failed", error, limit, note)
+
+
+def _skipped(name: str, why: str) -> Check:
+    return Check(name, "skipped", None, None, why)
+
+
+def _outputs(trial: Trial, source: Any) -> Iterator[Check]:
+    """The original outputs against the source's."""
+    model, note = _source(trial, source)
+    limits = _limits(trial)
+    theirs = Session(model, "cpu", optimise=False).run(trial.own)
+    ours = Session(trial.model, "cpu", optimise=False).run(trial.feeds)
+    words = f"{note}, run on cpu without optimisations; the error counts values that differ"
+    yield _compared("original outputs, bit for bit", ours, theirs, _differing, limits.values, words)
+    theirs = Session(model, trial.provider, tf32=False).run(trial.own)
+    words = f"{note}, run on {trial.session.provider}"
+    yield _compared("original outputs, optimised", trial.found, theirs, relative_error, limits.outputs, words)
+
+
+def _source(trial: Trial, source: Any) -> tuple[ModelProto, str]:
+    """What the converted model is compared with, and that in words."""
+    if source is None:
+        return trial.source, "against the source part of the file itself (--source MODEL compares with another file)"
+    model = load(source)
+    if {s.name for s in slots_of(model)} != set(trial.own):
+        raise UsageError(
+            f"the source given takes {arrays.listing(slots_of(model))}, and the converted model's source took "
+            f"{arrays.listing(trial.slots)}: it is another model. Give the one that was converted."
+        )
+    if modelfile.sha256(model) == trial.record["source"]["sha256"]:
+        return model, "against the source given"
+    return model, "against the source given, which is not the file that was converted (its sha256 differs)"
+
+
+def _compared(
+    name: str,
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    measure: Callable[[Any, Any], float],
+    limit: float | None,
+    note: str,
+) -> Check:
+    """The largest error of the outputs that are tensors of numbers."""
+    missing = sorted(theirs.keys() - ours.keys())
+    if missing:
+        return Check(name, "failed", None, limit, f"{note}; outputs are missing: {', '.join(missing)}")
+    numeric = [o for o, value in theirs.items() if np.asarray(value).dtype.kind in "biufV"]
+    return _check(name, max((measure(ours[o], theirs[o]) for o in numeric), default=0.0), limit, note)
+
+
+def _differing(a: Array, b: Array) -> float:
+    """The number of values that are not the same."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return float("inf")
+    return float(np.sum((a != b) & ~((a != a) & (b != b))))
+
+
+def _derivatives(trial: Trial, double: Double) -> Iterator[Check]:
+    """The gradient of each input against central differences."""
+    model = trial.gradient_model
+    record = report.read_record(model)
+    assert record is not None
+    note = "" if model is trial.model else "the file holds no gradient, so one was made from its source part; "
+    rows = [m for m in record["maps"] if m["method"] == "gradient"]
+    score = double.score
+    if double.why:
+        score = partial(_single_score, Session(trial.scored, trial.provider, tf32=False), trial)
+        found = Session(model, trial.provider, tf32=False).run(trial.feeds)
+        note += f"in {trial.score.dtype} by onnxruntime, since {double.why}"
+    else:
+        found = double.gradient
+        note += "in float64 by the reference evaluator"
+    for row in rows:
+        differences = _Differences(trial, row["input"], score, not double.why)
+        yield differences.check(found[row["output"]], found.get(record["explained_index_name"]), note)
+
+
+def _single_score(session: Session, trial: Trial, feeds: Mapping[str, Array]) -> Array:
+    cast = {name: a.astype(trial.own[name].dtype) for name, a in feeds.items()}
+    return np.asarray(session.run(cast, [trial.record["score"]])[trial.record["score"]], np.float64)
+
+
+class _Differences:
+    """Central differences of the score S(x) = ⟨dy, score(x)⟩ in one input."""
+
+    def __init__(self, trial: Trial, x: str, score: Callable[[Mapping[str, Array]], Array], exact: bool) -> None:
+        self.trial, self.x, self.score, self.exact = trial, x, score, exact
+        self.at = np.asarray(trial.own[x], np.float64)
+        self.limit, self.kink = (DERIVATIVE, KINK) if exact else (SINGLE_DERIVATIVE, SINGLE_KINK)
+
+    def check(self, gradient: Array, index: Array | None, note: str) -> Check:
+        """The largest error over the directions that meet no kink."""
+        name = f"directional derivatives of {self.x}"
+        classes = gradient.shape[1] if gradient.ndim > self.at.ndim else 0
+        weights = self.trial.rng.normal(size=classes) if classes else np.ones(1)
+        slope = np.asarray(gradient, np.float64)
+        slope = np.tensordot(weights, slope, (0, 1)) if classes else slope
+        if slope.shape != self.at.shape:
+            return Check(name, "failed", None, self.limit, f"the map has shape {list(gradient.shape)}")
+        dy = self.trial.cotangent(weights, index)
+        if not np.any(slope):
+            return self._zero(name, dy)
+        errors = self._errors(slope, dy)
+        smooth = [error for error, kinked in errors if not kinked]
+        note += f"; {len(smooth)} random directions"
+        if len(smooth) < len(errors):
+            note += f", and {len(errors) - len(smooth)} across a kink of the network, which do not count"
+        return _check(name, max(smooth), self.limit, note) if smooth else _skipped(name, note)
+
+    def _zero(self, name: str, dy: Array) -> Check:
+        """A map of nothing but zeros is right where the score does not move."""
+        size = 1e-6 * float(np.sqrt(np.mean(self.at**2)) or 1)
+        moved = self.score(self._moved(size * self.trial.rng.normal(size=self.at.shape)))
+        if np.array_equal(dy * moved, dy * self.score(self.trial.own)):
+            return _skipped(name, "the score is flat around this input; give another one with --input NAME=x.npy")
+        return Check(name, "failed", 1.0, self.limit, "the map is zero, and the score moves with the input")
+
+    def _errors(self, slope: Array, dy: Array) -> list[tuple[float, bool]]:
+        """(relative error, whether a kink lies within the step) of random directions, until enough are smooth.
+
+        The error is relative to the size that ⟨map, v⟩ has for a random v, or to its own where that is larger.
+        """
+        middle = self.score(self.trial.own)
+        usual = float(np.linalg.norm(slope))
+        step = (CHANGE if self.exact else SINGLE_CHANGE) * float(np.linalg.norm(dy * middle) or 1) / usual
+        least = step * SHRINK_TO
+        found: list[tuple[float, bool]] = []
+        while len(found) < DIRECTIONS + RETRIES and sum(not kinked for _, kinked in found) < DIRECTIONS:
+            direction = self._direction(slope / usual)
+            wanted = float(np.sum(slope * direction))
+            ahead, behind = (
+                float(np.sum(dy * (self.score(self._moved(t * direction)) - middle))) / t for t in (step, -step)
+            )
+            scale = max(abs(wanted), usual)
+            kinked = abs(ahead - behind) / scale > self.kink
+            found.append((abs((ahead + behind) / 2 - wanted) / scale, kinked))
+            step = max(step / SHRINK, least) if kinked else step
+        return found
+
+    def _direction(self, along: Array) -> Array:
+        """Random, with ⟨map, v⟩ of the size of the map.
+
+        In float32 a random half of the map itself: the score then moves as far by a step so much shorter that few units
+        meet their kink, at the price of a check that sees errors of the map only by their square.
+        """
+        rng = self.trial.rng
+        if self.exact:
+            return np.asarray(rng.normal(size=along.shape))
+        return 2 * along * rng.integers(2, size=along.shape)
+
+    def _moved(self, by: Array) -> dict[str, Array]:
+        return {**self.trial.own, self.x: self.at + by}
+
+
+def _maps(trial: Trial, double: Double) -> Iterator[Check]:
+    """Every map, as it is computed here, against the reference evaluator."""
+    names = {m["output"]: f"{m['method']} map of {m['input']}" for m in trial.record["maps"]}
+    if double.why:
+        yield from (_skipped(name, double.why) for name in names.values())
+        return
+    index = trial.record["explained_index_name"]
+    note = f"run on {trial.session.provider}, against the reference evaluator in float64"
+    if index and not np.array_equal(trial.found[index], double.found[index]):
+        note += f"; they explain different classes, {trial.found[index].tolist()} and {double.found[index].tolist()}"
+    limit = _limits(trial).maps
+    for output, name in names.items():
+        yield _check(name, relative_error(trial.found[output], double.found[output]), limit, note)
+
+
+def _limits(trial: Trial) -> Limits:
+    return LIMITS.get(trial.score.dtype.name, LIMITS["float32"])
