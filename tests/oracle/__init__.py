@@ -1,0 +1,1 @@
+"""Oracles that share no code with gbprewrite: PyTorch modules, an ONNX interpreter in torch, finite differences."""

@@ -1,0 +1,1 @@
+"""Proofs on whole networks: torchvision's, against PyTorch in float64."""
