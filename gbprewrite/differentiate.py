@@ -9,9 +9,10 @@ import onnx_graphsurgeon as gs
 
 from gbprewrite.errors import Obstacle, UnsupportedOperators
 from gbprewrite.lowering import Builder
+from gbprewrite.quantised import CARRIERS
 from gbprewrite.rules import NO_GRADIENT, VJP, Rule
 from gbprewrite.shapes import Refused
-from gbprewrite.tensors import Tensor, is_float
+from gbprewrite.tensors import Tensor, is_float, is_quantised
 
 if TYPE_CHECKING:
     from gbprewrite.select import Selection
@@ -20,7 +21,7 @@ RuleOf = Callable[[gs.Node], Rule]
 
 
 def path(graph: gs.Graph, inputs: Sequence[Tensor], score: Tensor) -> list[gs.Node]:
-    """Nodes through which the inputs reach the score by floats, in the graph's order."""
+    """Nodes through which the inputs reach the score by real numbers (quantised ones too), in the graph's order."""
     return _between(graph.nodes, inputs, score)
 
 
@@ -29,7 +30,7 @@ def _between(nodes: Sequence[gs.Node], inputs: Sequence[Tensor], score: Tensor) 
     forward: list[gs.Node] = []
     for node in nodes:
         if node.op not in NO_GRADIENT and any(id(t) in reached for t in node.inputs):
-            carried = [t for t in node.outputs if t.dtype is None or is_float(t)]
+            carried = [t for t in node.outputs if t.dtype is None or is_float(t) or _stands_for_real(node, t, reached)]
             reached.update(id(t) for t in carried)
             if carried:
                 forward.append(node)
@@ -40,6 +41,15 @@ def _between(nodes: Sequence[gs.Node], inputs: Sequence[Tensor], score: Tensor) 
             found.append(node)
             needed.update(id(t) for t in node.inputs)
     return found[::-1]
+
+
+def _stands_for_real(node: gs.Node, output: Tensor, reached: set[int]) -> bool:
+    """Whether an integer output is a quantised real number: made by quantising, or handed on from one that was."""
+    if not is_quantised(output):
+        return False
+    if node.op in ("QuantizeLinear", "Saturation"):
+        return True
+    return node.op in CARRIERS and any(id(t) in reached and is_quantised(t) for t in node.inputs)
 
 
 def missing(nodes: Iterable[gs.Node], opset: int) -> list[Obstacle]:

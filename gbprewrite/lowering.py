@@ -197,7 +197,7 @@ class Builder(Shapes):
         plane, windows = self.product(self.dims(x)[2:]), self.product(self.dims(dy)[2:])
         rows = self._planes(x, plane)
         index = self.Mod(self._planes(switches, windows), self.vector([plane]))
-        nothing = self.filled(self.shape_of(rows), 0, x)
+        nothing = self.filled(self.shape_of(rows), 0, dy)
         return self.reshape_like(self.scatter_add(nothing, index, self._planes(dy, windows), axis=1), x)
 
     def _planes(self, v: Tensor, size: Dim) -> Tensor:

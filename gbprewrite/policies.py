@@ -70,6 +70,9 @@ def nonlinearity(node: gs.Node) -> Nonlinearity | None:
         high = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
         name = "Clip(x, 0)" if high is None else f"Clip(x, 0, {float(high.ravel()[0]):g})"
         return Nonlinearity(node, name if rectifies else "Clip", "rectifier" if rectifies else "other")
+    if kind in ("QuantizeLinear", "Saturation"):
+        hidden = node.attrs["bottom"] == "relu"
+        return Nonlinearity(node, f"ReLU in {kind}" if hidden else kind, "rectifier" if hidden else "other")
     name = f"{kind} as {spelling}" if spelling else kind
     if kind in RECTIFIERS:
         return Nonlinearity(node, name, "rectifier")

@@ -2,6 +2,7 @@
 
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -32,6 +33,20 @@ def is_float(tensor: Tensor) -> bool:
         TensorProto.FLOAT16,
         TensorProto.BFLOAT16,
     )
+
+
+def is_quantised(tensor: Tensor) -> bool:
+    """Whether the element type is one that quantised values have: 4, 8 or 16 bits."""
+    return tensor.dtype is not None and onnx_type(tensor) in (
+        *(TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16),
+        *(TensorProto.INT4, TensorProto.UINT4),
+    )
+
+
+def quantised_range(tensor: Tensor) -> tuple[int, int]:
+    """The smallest and the largest level of a quantised tensor."""
+    levels = ml_dtypes.iinfo(numpy_dtype(tensor))  # type: ignore[no-untyped-call]
+    return int(levels.min), int(levels.max)
 
 
 def onnx_type(tensor: Tensor) -> int:

@@ -11,6 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
+from gbprewrite import quantised
 from gbprewrite.errors import ModelError
 from gbprewrite.inference import infer
 from gbprewrite.shapes import constant_of
@@ -33,6 +34,7 @@ def view(model: ModelProto) -> gs.Graph:
     graph = gs.import_onnx(skeleton)
     for i, node in enumerate(graph.nodes):
         node.name = node.name or f"{node.op}_{i}"
+    quantised.prepare(graph)
     raise_idioms(graph)
     return graph
 

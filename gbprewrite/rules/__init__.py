@@ -88,6 +88,7 @@ for _module in (
     "movement",
     "normalisation",
     "pooling",
+    "quantisation",
     "reduction",
     "sampling",
     "signal",

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from gbprewrite.rules import vjp
-from gbprewrite.tensors import numpy_dtype, onnx_type
+from gbprewrite.tensors import is_float, numpy_dtype, onnx_type
 
 
 @vjp("Add")
@@ -205,7 +205,7 @@ def identity(op, dy, y, x, *ratio_and_mode):
 @vjp("Cast", "CastLike")
 def cast(op, dy, y, x, *like):
     """dx = dy, cast back to the type of x"""
-    return op.Cast(dy, to=onnx_type(x))
+    return op.Cast(dy, to=onnx_type(x)) if is_float(x) else dy  # between quantised types the value stays
 
 
 def zero(like):

@@ -56,7 +56,8 @@ def concat(op, dy, y, *xs, axis):
 @vjp("Split", all_outputs=True)
 def split(op, dys, ys, x, sizes=None, *, axis):
     """dx = the parts' cotangents, joined (zeros where there is none)"""
-    parts = [op.zeros_like(y) if dy is None else dy for dy, y in zip(dys, ys, strict=True)]
+    like = next(dy for dy in dys if dy is not None)
+    parts = [op.zeros(op.dims(y), like) if dy is None else dy for dy, y in zip(dys, ys, strict=True)]
     return op.Concat(*parts, axis=axis)
 
 

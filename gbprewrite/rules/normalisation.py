@@ -143,34 +143,3 @@ def lp_normalization(op, dy, y, x, *, axis, p):
     norm = op.ReduceL2(x, over, keepdims=1) if p == 2 else op.ReduceL1(x, over, keepdims=1)
     inner = op.ReduceSum(op.Mul(dy, y), over, keepdims=1)
     return op.Div(op.Sub(dy, op.Mul(y if p == 2 else op.Sign(x), inner)), norm)
-
-
-@vjp("DequantizeLinear")
-def dequantize_linear(op, dy, y, x, scale, zero_point=None, *, axis, block_size=0):
-    """dscale = Σ dy · (x - zero point); the integers carry no gradient"""
-
-    def blocked_dscale():
-        axis_, sizes = axis % rank(x), op.dims(scale)
-        spread = [*sizes[: axis_ + 1], block_size, *sizes[axis_ + 1 :]]
-        shifted = op.cast_to(op.reshape(x, spread), dy)
-        if zero_point is not None:
-            shifted = op.Sub(shifted, op.Unsqueeze(op.cast_to(zero_point, dy), np.array([axis_ + 1])))
-        product = op.Mul(op.reshape(dy, spread), shifted)
-        return op.cast_to(op.ReduceSum(product, np.array([axis_ + 1], np.int64), keepdims=0), scale)
-
-    def dscale():
-        if block_size:
-            return blocked_dscale()
-        shifted = op.cast_to(x, dy)
-        channels = rank(scale) == 1 and rank(x) > 0
-        shape = np.array([-1 if a == axis % rank(x) else 1 for a in range(rank(x))], np.int64) if channels else None
-        if zero_point is not None:
-            zero = op.cast_to(zero_point, dy)
-            shifted = op.Sub(shifted, op.Reshape(zero, shape) if channels else zero)
-        product = op.Mul(dy, shifted)
-        if not channels:
-            return op.sum_to(op.cast_to(product, scale), scale)
-        axes = [a for a in range(rank(x)) if a != axis % rank(x)]
-        return op.cast_to(op.ReduceSum(product, np.array(axes, np.int64), keepdims=0, noop_with_empty_axes=1), scale)
-
-    return None, dscale

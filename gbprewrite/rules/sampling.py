@@ -1,10 +1,10 @@
 """Reading between the pixels: Resize, GridSample, RoiAlign, DeformConv.
 
 Between pixels a value is Σ over taps of a polynomial in the fractional position times the pixel there; `TAPS` holds
-these polynomials. Along one axis that is a matrix, which `interpolation` writes down; at free positions a gather.
+these polynomials. Along one axis that is a matrix (`interpolation`), at free positions a gather (`sample`).
 
-Sources: https://onnx.ai/onnx/operators/onnx__Resize.html, and the same for GridSample, RoiAlign and DeformConv; Keys 1981
-(cubic convolution); He et al. 2017, section 3 (RoIAlign); Dai et al. 2017 (deformable convolution).
+Sources: https://onnx.ai/onnx/operators/onnx__Resize.html and its neighbours GridSample, RoiAlign and DeformConv; Keys
+1981 (cubic convolution); He et al. 2017, section 3 (RoIAlign); Dai et al. 2017 (deformable convolution).
 """
 
 import itertools

@@ -1,0 +1,154 @@
+"""Quantised operators, differentiated as their dequantised meaning.
+
+The cotangent of a quantised tensor is that of the real number it stands for. Quantising passes it straight through
+inside the representable range, and stops it where the value saturates: the straight-through estimator of Bengio et al.
+2013, as in Jacob et al. 2018, section 3. The view splits every QLinear operator into the operator proper and a
+`Saturation` behind it.
+
+Sources: https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html, onnx__QLinearConv.html;
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md (QLinearAdd and its kin).
+"""
+
+import numpy as np
+from onnx import TensorProto
+
+from gbprewrite.rules import vjp
+from gbprewrite.rules.linear import gemm, matmul
+from gbprewrite.rules.pooling import global_average_pool
+from gbprewrite.shapes import rank
+from gbprewrite.tensors import numpy_dtype, quantised_range
+
+
+def per_axis(op, v, x, axis):
+    """A scale or zero point, shaped so that it broadcasts over x."""
+    if rank(v) == 0 or rank(x) == 0 or v.shape == [1]:
+        return op.Reshape(v, np.array([], np.int64)) if rank(v) else v
+    return op.Reshape(v, np.array([-1 if a == axis % rank(x) else 1 for a in range(rank(x))], np.int64))
+
+
+@vjp("QuantizeLinear")
+def quantize_linear(op, dy, y, x, scale, zero_point=None, *, axis, bottom="closed"):
+    """dx = dy inside the representable range, 0 where x saturates"""
+    low, high = quantised_range(y)
+    step = op.cast_to(per_axis(op, scale, x, axis), x)
+    zero = 0.0 if zero_point is None else op.cast_to(per_axis(op, zero_point, x, axis), x)
+    lowest, top = (op.Mul(op.Sub(np.array(v).astype(numpy_dtype(step)), zero), step) for v in (low, high))
+    below = op.LessOrEqual(x, top)
+    if bottom == "open":
+        return op.mask(dy, below)
+    above = op.Greater(x, lowest) if bottom == "relu" else op.GreaterOrEqual(x, lowest)
+    return op.mask(dy, op.And(above, below))
+
+
+@vjp("Saturation")
+def saturation(op, dy, y, x, *, bottom="closed", zero_point=None):
+    """dx = dy inside the representable range, 0 where y saturates"""
+    low, high = quantised_range(y)
+    level = op.Cast(y, to=TensorProto.FLOAT)
+    below = op.Less(level, float(high))
+    return op.mask(dy, below if bottom == "open" else op.And(op.Greater(level, float(low)), below))
+
+
+@vjp("DequantizeLinear")
+def dequantize_linear(op, dy, y, x, scale, zero_point=None, *, axis, block_size=0):
+    """dx = dy,  dscale = Σ dy · (x - zero point)"""
+
+    def dscale():
+        if block_size:
+            return blocked(op, dy, x, scale, zero_point, axis % rank(x), block_size)
+        shifted = op.cast_to(x, dy)
+        if zero_point is not None:
+            shifted = op.Sub(shifted, op.cast_to(per_axis(op, zero_point, x, axis), dy))
+        product = op.Mul(dy, shifted)
+        if rank(scale) == 0 or rank(x) == 0:
+            return op.sum_to(op.cast_to(product, scale), scale)
+        axes = [a for a in range(rank(x)) if a != axis % rank(x)]
+        return op.cast_to(op.ReduceSum(product, np.array(axes, np.int64), keepdims=0, noop_with_empty_axes=1), scale)
+
+    return dy, dscale
+
+
+def blocked(op, dy, x, scale, zero_point, axis, size):
+    """dscale where each block along an axis has a scale of its own."""
+    sizes = op.dims(scale)
+    spread = [*sizes[: axis + 1], size, *sizes[axis + 1 :]]
+    shifted = op.cast_to(op.reshape(x, spread), dy)
+    if zero_point is not None:
+        shifted = op.Sub(shifted, op.Unsqueeze(op.cast_to(zero_point, dy), np.array([axis + 1])))
+    product = op.Mul(op.reshape(dy, spread), shifted)
+    return op.cast_to(op.ReduceSum(product, np.array([axis + 1], np.int64), keepdims=0), scale)
+
+
+@vjp("QLinearConv")
+def qlinear_conv(op, dy, y, x, xs, xz, w, ws, wz, *more, **window):
+    """dx = dy ⊛ᵀ w"""
+    return lambda: op.conv_input_grad(dy, x, op.DequantizeLinear(w, ws, wz, axis=0), **window)
+
+
+@vjp("QLinearMatMul")
+def qlinear_matmul(op, dy, y, a, a_scale, az, b, bs, bz, *more):
+    """da = dy · bᵀ,  db = aᵀ · dy"""
+    da, db = matmul(op, dy, y, op.DequantizeLinear(a, a_scale, az), op.DequantizeLinear(b, bs, bz, axis=rank(b) - 1))
+    return da, None, None, db
+
+
+@vjp("QGemm")
+def qgemm(op, dy, y, a, a_scale, az, b, bs, bz, *more, alpha=1.0, transA=0, transB=0):  # noqa: N803 (ONNX's own names)
+    """da = α dy · bᵀ,  db = α aᵀ · dy, each transposed as transA and transB say"""
+    left = op.DequantizeLinear(a, a_scale, az)
+    right = op.DequantizeLinear(b, bs, bz, axis=0 if transB else 1)
+    da, db, _ = gemm(op, dy, y, left, right, alpha=alpha, beta=1.0, transA=transA, transB=transB)
+    return da, None, None, db
+
+
+@vjp("QLinearAdd")
+def qlinear_add(op, dy, y, a, a_scale, az, b, *more):
+    """da = dy,  db = dy"""
+    return dy, None, None, dy
+
+
+@vjp("QLinearMul")
+def qlinear_mul(op, dy, y, a, a_scale, az, b, bs, bz, *more):
+    """da = dy · b,  db = dy · a"""
+    return (
+        lambda: op.Mul(dy, op.DequantizeLinear(b, bs, bz)),
+        *(None, None),
+        lambda: op.Mul(dy, op.DequantizeLinear(a, a_scale, az)),
+    )
+
+
+@vjp("QLinearGlobalAveragePool")
+def qlinear_global_average_pool(op, dy, y, x, *more):
+    """dx = dy / number of positions"""
+    return global_average_pool(op, dy, y, x)
+
+
+@vjp("QLinearAveragePool")
+def qlinear_average_pool(op, dy, y, x, *more, count_include_pad=0, kernel_shape=None, **window):
+    """dx = Σ over the windows that cover x, dy / number of elements counted"""
+    return op.average_pool_grad(dy, x, count_include_pad=count_include_pad, kernel_shape=kernel_shape, **window)
+
+
+@vjp("QLinearConcat")
+def qlinear_concat(op, dy, y, scale, zero, *parts, axis):
+    """dxᵢ = the part of dy that came from xᵢ"""
+    made, start = [], 0
+    for x in parts[::3]:
+        size = op.dim(x, axis)
+        made += [op.slice(dy, [axis % rank(y)], [start], [size]), None, None]
+        start = op.calc("Add", start, size)
+    return None, None, *made
+
+
+@vjp("QLinearSigmoid")
+def qlinear_sigmoid(op, dy, y, x, xs, xz, *more):
+    """dx = dy · s (1 - s),  s = sigmoid x"""
+    s = op.Sigmoid(op.DequantizeLinear(x, xs, xz))
+    return op.Mul(dy, op.Mul(s, op.Sub(1, s)))
+
+
+@vjp("QLinearLeakyRelu")
+def qlinear_leaky_relu(op, dy, y, x, xs, xz, *more, alpha=0.01):
+    """dx = dy · (1 if x > 0 else α)"""
+    positive = op.Greater(op.DequantizeLinear(x, xs, xz), 0)
+    return op.Where(positive, dy, op.Mul(dy, alpha))
