@@ -17,6 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.functions import expand_functions
+from gbprewrite.fused import take_apart
 from gbprewrite.inference import infer, types_of
 from gbprewrite.modelfile import elements, opset_of
 
@@ -56,6 +57,7 @@ def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
         for entry in model.opset_import:
             if entry.domain in ("", "ai.onnx"):
                 entry.version = target
+    take_apart(model)
     expand_functions(model)
     return model
 

@@ -128,7 +128,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 )
 @pytest.mark.parametrize("photo", ["coffee", "chelsea"])
 def test_mobilenet_against_its_float_twin(photo: str) -> None:
-    """Guided and deconvnet; the plain gradient of the two has a cosine of 0.6 to 0.7, since thousands of masks differ."""
+    """Guided and deconvnet; the gradients of the two have a cosine of 0.6 to 0.7 only, since many masks differ."""
     source = onnx.load(SHARED / "models" / "mobilenetv2_qdq.onnx")
     image = Image.open(SHARED / "photos" / f"{photo}.png").convert("RGB").resize((244, 244))
     x = ((np.asarray(image) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(2, 0, 1)[None]
