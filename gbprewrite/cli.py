@@ -78,6 +78,13 @@ CONVERSION = (
         callback=_split,
         help="Activations that guided and deconvnet treat like ReLU: all, or operators such as Gelu,Elu.",
     ),
+    click.option(
+        "--optimize-for",
+        type=click.Choice(["auto", "portable"]),
+        default="auto",
+        show_default=True,
+        help="auto: the spellings that onnxruntime runs fastest; portable: the plainest ones, for other runtimes.",
+    ),
     click.option("--prefix", metavar="TEXT", default="", help="Put before every name that the file gains."),
     click.option("--replace", is_flag=True, help="Of a converted model, convert the source part again."),
 )

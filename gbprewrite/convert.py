@@ -4,13 +4,14 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from gbprewrite import differentiate, modelfile, policies, report, seed, select
-from gbprewrite.errors import GbprewriteError, ModelError
+from gbprewrite.errors import GbprewriteError, ModelError, UsageError
 from gbprewrite.graft import check, declare_outputs, graft, restore
 from gbprewrite.lowering import Builder
 from gbprewrite.modelfile import opset_of
@@ -52,6 +53,7 @@ def convert(
     opset: int | None = None,
     through_softmax: bool = False,
     rectify: Sequence[str] = (),
+    optimize_for: str = "auto",
     prefix: str = "",
     replace: bool = False,
 ) -> ModelProto:
@@ -70,6 +72,7 @@ def convert(
         opset: opset of the result; by default the source's, but at least 18.
         through_softmax: explain the probability itself, instead of the score before a final Softmax or Sigmoid.
         rectify: activations that guided and deconvnet treat like ReLU: ("all",) or names such as "Gelu".
+        optimize_for: "auto" writes the spellings that onnxruntime runs fastest, "portable" the plainest ones.
         prefix: put before every name that the file gains, where these meet names of the source.
         replace: convert the source again that a converted model was made from.
 
@@ -85,30 +88,40 @@ def convert(
     """
     methods = select.methods(method)
     wanted = seed.parse(target)
+    if optimize_for not in ("auto", "portable"):
+        raise UsageError(f"--optimize-for {optimize_for!r}: choose auto or portable.")
+    inputs, rectify = ((v,) if isinstance(v, str) else tuple(v) for v in (inputs, rectify))
+    options: dict[str, Any] = {
+        **{"method": methods, "target": wanted.text, "score": score, "inputs": inputs, "class_axis": class_axis},
+        **{"opset": opset, "through_softmax": through_softmax, "rectify": rectify, "optimize_for": optimize_for},
+        "prefix": prefix,
+    }
     with blaming(model):
-        result = _converted(
-            *(load(model, replace), methods, wanted, score, inputs, class_axis, opset),
-            *(through_softmax, rectify, prefix),
-        )
+        source = load(model, replace)
+        facts = report.source_facts(source) | {"options": options}
+        if replace:  # a source part has the source's history
+            facts |= {"source": (report.read_record(load(model, None)) or facts)["source"]}
+        result, record = _converted(source, **options)
         flaw = check(result, lambda: load(model, replace))
-    if flaw is not None:
-        report.write_record(result, {**(report.read_record(result) or {}), "flaw": flaw})
+        report.write_record(result, facts | record | {"flaw": flaw})
     return result
 
 
 def _converted(
     source: ModelProto,
-    methods: Sequence[str],
-    wanted: seed.Target,
+    method: Sequence[str],
+    target: str,
     score: str | None,
     inputs: Sequence[str],
     class_axis: int | None,
     opset: int | None,
     through_softmax: bool,
     rectify: Sequence[str],
+    optimize_for: str,
     prefix: str,
-) -> ModelProto:
-    facts = report.source_facts(source)
+) -> tuple[ModelProto, dict[str, Any]]:
+    """The converted model, still without its record; and the record."""
+    methods, wanted = method, seed.parse(target)
     result = normalise(source, opset)
     graph = view(result)
     declare_outputs(result, graph)
@@ -119,7 +132,7 @@ def _converted(
     gained = [*maps.values(), *(names[role] for role in wanted.roles)]
     select.check_names(graph, result, gained)
 
-    op = Builder(graph, opset_of(result), prefix)
+    op = Builder(graph, opset_of(result), prefix, optimize_for == "portable")
     op.reserve(gained)
     seeds = seed.seeds(op, chosen.score, wanted, chosen.class_axis, names)
     outputs: list[Tensor] = []
@@ -131,9 +144,7 @@ def _converted(
     if seeds.indices is not None:
         outputs.append(op.output(seeds.indices, names["explained_index"]))
     added = graft(result, op, seeds.inputs, outputs)
-    facts |= report.record(result, added, chosen, methods, wanted, names, maps, found, marked)
-    report.write_record(result, facts)
-    return result
+    return result, report.record(result, added, chosen, methods, wanted, names, maps, found, marked)
 
 
 def inspect(model: str | os.PathLike[str] | ModelProto) -> report.Inspection:

@@ -29,7 +29,7 @@ def _between(nodes: Sequence[gs.Node], inputs: Sequence[Tensor], score: Tensor) 
     reached = {id(t) for t in inputs}
     forward: list[gs.Node] = []
     for node in nodes:
-        if node.op not in NO_GRADIENT and any(id(t) in reached for t in node.inputs):
+        if node.op not in NO_GRADIENT and any(id(t) in reached for t in read_by(node)):
             carried = [t for t in node.outputs if t.dtype is None or is_float(t) or _stands_for_real(node, t, reached)]
             reached.update(id(t) for t in carried)
             if carried:
@@ -39,8 +39,18 @@ def _between(nodes: Sequence[gs.Node], inputs: Sequence[Tensor], score: Tensor) 
     for node in reversed(forward):
         if any(id(t) in needed for t in node.outputs):
             found.append(node)
-            needed.update(id(t) for t in node.inputs)
+            needed.update(id(t) for t in read_by(node))
     return found[::-1]
+
+
+def read_by(node: gs.Node) -> list[Tensor]:
+    """What a node reads: its inputs, and what the bodies of an If, Loop or Scan take from around them."""
+    found = list(node.inputs)
+    for body in (a for a in node.attrs.values() if isinstance(a, gs.Graph)):
+        own = {id(t) for n in body.nodes for t in n.outputs} | {id(t) for t in body.inputs}
+        inner = [t for n in body.nodes for t in read_by(n)] + list(body.outputs)
+        found += [t for t in inner if id(t) not in own]
+    return found
 
 
 def _stands_for_real(node: gs.Node, output: Tensor, reached: set[int]) -> bool:
@@ -61,8 +71,17 @@ def missing(nodes: Iterable[gs.Node], opset: int) -> list[Obstacle]:
     ]
 
 
+REFUSED = {
+    **dict.fromkeys(("Loop", "Scan"), "a loop; export the model unrolled"),
+    **dict.fromkeys(("RNN", "GRU", "LSTM"), "a recurrent cell; these are not differentiated"),
+    "If": "a branch that is chosen at run time; export the model with the one that it takes",
+}
+
+
 def why(node: gs.Node, opset: int) -> str:
     """The reason for which an operator has no rule."""
+    if node.op in REFUSED:
+        return REFUSED[node.op]
     if node.domain not in (None, "", "ai.onnx"):
         return f"a custom operator of the domain {node.domain!r}"
     try:

@@ -20,9 +20,10 @@ Operand: TypeAlias = gs.Tensor | np.ndarray | float | int | None
 class Emitter:
     """Builds nodes behind a forward graph; `nodes` is what was built, in order."""
 
-    def __init__(self, forward: gs.Graph, opset: int, prefix: str = "") -> None:
+    def __init__(self, forward: gs.Graph, opset: int, prefix: str = "", portable: bool = False) -> None:
         self.opset = opset
         self.prefix = prefix
+        self.portable = portable
         self.nodes: list[gs.Node] = []
         self.constants: list[gs.Constant] = []
         self.scope = "grad"

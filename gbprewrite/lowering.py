@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from gbprewrite.shapes import Dim, Refused, Shapes, fixed, rank
+from gbprewrite.shapes import Dim, Refused, Shapes, constant_of, fixed, rank
 from gbprewrite.tensors import Tensor, numpy_dtype, onnx_type
 
+STEEPEST = 2.0**126  # times the smallest normal float32 is 1
+STEEP = 2.0**100  # leaves room for the upper bound; neighbours of it in float32 differ by more than 2^-100
 END = np.iinfo(np.int64).max  # "to the end" in a Slice
 
 
@@ -39,6 +42,22 @@ class Window(NamedTuple):
 
 class Builder(Shapes):
     """`op` as the rules see it: every ONNX operator, the shape verbs, and the adjoints of windowed operators."""
+
+    def gate(self, dy: Tensor, y: Tensor, high: Any = None) -> Tensor:
+        """dy where 0 < y (< high), else 0, of a rectifier's output y ≥ 0.
+
+        onnxruntime's CPU keeps Conv, Mul and HardSigmoid in its blocked layout, and leaves it for Greater and Where. So
+        in float32 the mask is a HardSigmoid so steep that it is 0 or 1 (denormal y count as part of it). Steepness is a
+        power of two: alpha · y + beta is then exact, and 0 at y = high.
+        """
+        top = constant_of(high) if isinstance(high, gs.Tensor) else None
+        if self.portable or numpy_dtype(y) != np.float32 or (high is not None and (top is None or top.size != 1)):
+            above = self.Greater(y, 0)
+            return self.mask(dy, above if high is None else self.And(above, self.Less(y, high)))
+        dx = self.Mul(dy, self.HardSigmoid(y, alpha=STEEPEST, beta=0.0))
+        if top is None:
+            return dx
+        return self.Mul(dx, self.HardSigmoid(y, alpha=-STEEP, beta=float(top.ravel()[0]) * STEEP))
 
     def mask(self, dy: Tensor, condition: Tensor) -> Tensor:
         """dy where the condition holds, else 0 (a selection, so that an infinite dy does not become NaN)."""
@@ -113,9 +132,40 @@ class Builder(Shapes):
     def conv_input_grad(
         self, dy: Tensor, x: Tensor, w: Tensor, *, group: int, kernel_shape: Any, **attributes: Any
     ) -> Tensor:
-        """dx of y = Conv(x, w): the transposed convolution."""
+        """dx of y = Conv(x, w): the transposed convolution, or a convolution with turned weights where that is one."""
         window = self.window(x, w.shape[2:] if w.shape is not None else kernel_shape or [], **attributes)
+        turned = self._turned_conv(dy, x, w, window, group)
+        if turned is not None:
+            return self._shaped(turned, x)
         return self._shaped(self.transposed(dy, w, window, self.dims(x)[2:], group), x)
+
+    def _turned_conv(self, dy: Tensor, x: Tensor, w: Tensor, window: Window, group: int) -> Tensor | None:
+        """Conv of dy with the weights turned round and their channels exchanged.
+
+        Equal to the transposed convolution when nothing is strided. Conv has the fast kernels (onnxruntime's blocked
+        layout, and any depthwise kernel: seven to eleven times faster), ConvTranspose has not. Weights are turned by
+        nodes, which runtimes fold into constants when they load the file, so that it stores them once.
+        """
+        begin, end = window.begin, window.end
+        known = w.shape is not None and all(map(fixed, w.shape)) and all(map(fixed, [*begin, *end]))
+        if self.portable or not known or any(s != 1 for s in window.strides):
+            return None
+        pads = [r - 1 - p for r, p in zip(window.reach * 2, [*begin, *end], strict=True)]
+        if any(p < 0 for p in pads):
+            return None
+        outputs, inputs, *kernel = w.shape
+        axes = list(range(2, 2 + len(kernel)))
+        if group == 1:
+            w = self.Transpose(w, perm=[1, 0, *axes])
+        elif outputs != group or inputs != 1:
+            grouped = self.reshape(w, [group, outputs // group, inputs, *kernel])
+            grouped = self.Transpose(grouped, perm=[0, 2, 1, *(a + 1 for a in axes)])
+            w = self.reshape(grouped, [group * inputs, outputs // group, *kernel])
+        turned = [a for a, k in zip(axes, kernel, strict=True) if k > 1]
+        if turned:
+            last, first = np.full(len(turned), -1), np.full(len(turned), -END)
+            w = self.Slice(w, last, first, np.array(turned), last)
+        return self.Conv(dy, w, pads=pads, dilations=window.dilations, group=group, kernel_shape=window.kernel)
 
     def conv_weight_grad(
         self, dy: Tensor, x: Tensor, w: Tensor, *, group: int, kernel_shape: Any, **attributes: Any

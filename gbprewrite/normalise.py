@@ -20,6 +20,7 @@ from gbprewrite.functions import expand_functions
 from gbprewrite.fused import take_apart
 from gbprewrite.inference import infer, types_of
 from gbprewrite.modelfile import elements, opset_of
+from gbprewrite.tensors import read_type
 
 LOWEST, HIGHEST = 7, onnx.defs.onnx_opset_version()
 TARGET = 18  # everything the backward pass is written in exists, and every operator of it has a CUDA kernel
@@ -57,6 +58,7 @@ def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
         for entry in model.opset_import:
             if entry.domain in ("", "ai.onnx"):
                 entry.version = target
+    _settle_ceil_mode(model)
     take_apart(model)
     expand_functions(model)
     return model
@@ -68,6 +70,54 @@ def _repair_shapes(model: ModelProto) -> None:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.HasField("dim_value") and dim.dim_value < 0:
                 dim.dim_param = f"{value.name}_dim{axis}"
+
+
+def _settle_ceil_mode(model: ModelProto) -> None:
+    """Write pools with ceil_mode of fixed sizes without it where their last window would start in the padding.
+
+    Such a window does not count, says the standard; shape inference, onnxruntime's too, counts it (onnx 1.23), and
+    memory is then planned for shapes that are wrong. Sizes that are fixed say how much padding means the same.
+    """
+    pools = [n for n in model.graph.node if n.op_type in ("MaxPool", "AveragePool", "LpPool")]
+    while any(_settle(pool, types_of(infer(model))) for pool in pools if _attribute(pool, "ceil_mode", 0)):
+        # A wrong size went on to the nodes behind it.
+        for values in (model.graph.value_info, model.graph.output):
+            for value in values:
+                value.type.tensor_type.ClearField("shape")
+
+
+def _settle(pool: NodeProto, types: dict[str, onnx.TypeProto]) -> bool:
+    shape = read_type(types[pool.input[0]])[1] if pool.input[0] in types else None
+    kernel = _attribute(pool, "kernel_shape", [])
+    n = len(kernel)
+    padded_by_hand = _attribute(pool, "auto_pad", b"NOTSET") in (b"NOTSET", b"")
+    if shape is None or not all(isinstance(d, int) for d in shape[2:]) or not padded_by_hand:
+        return False
+    strides, dilations = (_attribute(pool, name, [1] * n) for name in ("strides", "dilations"))
+    pads = list(_attribute(pool, "pads", [0] * (2 * n)))
+    void = False
+    for axis, size in enumerate(shape[2:]):
+        stride, reach = strides[axis], dilations[axis] * (kernel[axis] - 1) + 1
+        span = size + pads[axis] + pads[axis + n]
+        windows = -(-(span - reach) // stride) + 1
+        if (windows - 1) * stride >= size + pads[axis]:
+            windows, void = windows - 1, True
+        pads[axis + n] += max((windows - 1) * stride + reach - span, 0)
+    if void and _attribute(pool, "count_include_pad", 0) and pads != list(_attribute(pool, "pads", pads)):
+        raise ModelError(
+            f"{pool.op_type} node {pool.name or pool.output[0]!r} counts its padding, and with ceil_mode has a window "
+            "that starts in it along one axis and one that leaves it along another: shape inference gets this wrong. "
+            "Export the model with explicit padding."
+        )
+    if void:
+        kept = [a for a in pool.attribute if a.name not in ("ceil_mode", "pads")]
+        del pool.attribute[:]
+        pool.attribute.extend([*kept, helper.make_attribute("pads", pads)])
+    return void
+
+
+def _attribute(node: NodeProto, name: str, default: Any) -> Any:
+    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
 class _Upgrade:

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from gbprewrite.errors import UsageError
 from gbprewrite.rules import VJP, Formula, Rule
 from gbprewrite.shapes import constant_of
-from gbprewrite.view import RAISED
+from gbprewrite.view import RAISED, RAMP
 
 Combinator = Callable[[Formula], Formula]
 
@@ -43,7 +43,7 @@ ACTIVATIONS = (
     *("Softsign", "Swish", "Tanh"),
 )
 GATES = ("HardSigmoid", "Sigmoid", "Tanh")
-OTHERS = ("Softmax", "LogSoftmax", "Hardmax")  # nonlinear, but never activations in this sense
+OTHERS = ("Abs", "Hardmax", "LogSoftmax", "Max", "Min", "Softmax", "Where")  # never activations in this sense
 POOLS = (
     *("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool", "MaxRoiPool"),
     "MaxUnpool",
@@ -64,6 +64,8 @@ def nonlinearity(node: gs.Node) -> Nonlinearity | None:
     spelling = node.attrs.get(RAISED)
     if node.domain not in (None, "", "ai.onnx"):
         return None
+    if RAMP in node.attrs:
+        return Nonlinearity(node, f"{kind} of a hard-sigmoid", "other")
     if kind == "Clip":
         low = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
         rectifies = low is not None and low.size == 1 and float(low.ravel()[0]) == 0

@@ -207,6 +207,14 @@ class GroupNormalization(OpRun):
         return (z * scale.reshape(per_channel) + bias.reshape(per_channel),)
 
 
+class HardSigmoid(OpRun):
+    """A slope so steep that it overflows means a step, and is no reason for a warning."""
+
+    def _run(self, x, alpha=0.2, beta=0.5):  # type: ignore[no-untyped-def]
+        with np.errstate(over="ignore"):
+            return (np.clip(alpha * x + beta, 0, 1).astype(x.dtype),)
+
+
 class LRN(OpRun):
     """ONNX's loops over the batch where it means the channels, and knows rank 4 only."""
 
@@ -359,6 +367,7 @@ CORRECTIONS = [
     GlobalMaxPool,
     GridSample,
     GroupNormalization,
+    HardSigmoid,
     LRN,
     LogSoftmax,
     LpNormalization,

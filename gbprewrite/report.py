@@ -21,10 +21,14 @@ from gbprewrite.version import __version__
 
 KEY = "gbprewrite"  # of the record in the file's metadata_props
 Record = Mapping[str, Any]
-FIELDS = (
-    *("version", "methods", "target", "output", "score", "stepped_over", "class_axis", "maps", "target_name"),
-    *("seed_name", "explained_index_name", "rectifiers", "activations", "pools", "nodes", "added", "opset", "source"),
-)
+# What a record must hold, and its type; a file in which it does not was changed by other hands.
+FIELDS: dict[str, Any] = {
+    **dict.fromkeys(("version", "target", "output", "score"), str),
+    **dict.fromkeys(("methods", "stepped_over", "maps", "rectifiers", "activations", "pools"), list),
+    **dict.fromkeys(("target_name", "seed_name", "explained_index_name"), str | None),
+    **dict.fromkeys(("class_axis", "nodes", "opset"), int),
+    **dict.fromkeys(("added", "source", "options"), dict),
+}
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,26 @@ def read_record(model: ModelProto) -> Record | None:
         if entry.key == KEY:
             with contextlib.suppress(ValueError):  # not JSON, or not even UTF-8
                 record = json.loads(entry.value)
-                if isinstance(record, dict) and set(FIELDS) <= set(record):
-                    return record
+                if _fits(record, model):
+                    return dict(record)
             raise ModelError(
-                f"the record that gbprewrite keeps in the file's metadata (key {KEY!r}) is damaged, or of a version "
-                f"that {__version__} can't read. Convert the source model again."
+                f"the record that gbprewrite keeps in the file's metadata (key {KEY!r}) is damaged, of a version that "
+                f"{__version__} can't read, or the file has lost outputs that it names. Convert the source model again."
             )
     return None
+
+
+def _fits(record: Any, model: ModelProto) -> bool:
+    """Whether a record has what this version writes, and the model has what the record names."""
+    if not isinstance(record, dict) or any(not isinstance(record.get(k), kind) for k, kind in FIELDS.items()):
+        return False
+    maps, added = record["maps"], record["added"]
+    if not all(isinstance(m, dict) and {"input", "method", "output"} <= set(m) for m in maps):
+        return False
+    if not all(isinstance(added.get(k), int) for k in ("nodes", "initializers")):
+        return False
+    outputs = {o.name for o in model.graph.output}
+    return all(m["output"] in outputs for m in maps) and record["explained_index_name"] in {None, *outputs}
 
 
 def write_record(model: ModelProto, record: Record) -> None:
@@ -71,7 +88,10 @@ def write_record(model: ModelProto, record: Record) -> None:
 
 
 def source_facts(model: ModelProto) -> dict[str, Any]:
-    """The part of the record that must be taken before the source is worked on."""
+    """The part of the record that must be taken before the source is worked on.
+
+    `sha256` is of the model (its deterministic serialisation, external data included), not of the file's bytes.
+    """
     return {"source": {"sha256": sha256(model), "nodes": len(model.graph.node), "opset": opset_of(model)}}
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from gbprewrite.errors import UsageError
 from gbprewrite.lowering import Builder
@@ -114,20 +115,20 @@ def seeds(op: Builder, score: Tensor, target: Target, class_axis: int, names: di
         for number in target.numbers:
             limit = classes + 1 if target.kind == "topk" else classes
             if number >= limit:
+                allowed = f"K is at most {classes}" if target.kind == "topk" else f"indices run from 0 to {classes - 1}"
                 raise UsageError(
                     f"--target {target.text}: out of range, the score {score.name!r} has {classes} classes "
-                    f"(axis {axis} of {score.shape}), so indices run from 0 to {classes - 1}."
+                    f"(axis {axis} of {score.shape}), so {allowed}."
                 )
     batch = op.vector([batch_size])
     if target.kind in ("index", "list"):
         columns = [op.constant(np.array([n], np.int64)) for n in target.numbers]
         made = [_one_hot(op, score, op.Reshape(c, _ones(rank)), axis, classes) for c in columns]
-        row = np.array([target.numbers], np.int64) if target.many else np.array(target.numbers, np.int64)
-        shape = op.vector([batch_size, len(target.numbers)]) if target.many else batch
+        indices = _for_every_sample(op, score, np.array(target.numbers, np.int64), target.many)
         in_range = None
         if not fixed(classes):
             in_range = op.Expand(op.Less(op.constant(np.array([max(target.numbers)], np.int64)), classes), batch)
-        return Seeds(made, op.Expand(row, shape), in_range, [], target.many)
+        return Seeds(made, indices, in_range, [], target.many)
     if target.kind == "input":
         given = gs.Variable(names["target"], np.dtype(np.int64), [score.shape[0]])
         index = op.Reshape(given, np.array([-1] + [1] * (rank - 1), np.int64))
@@ -147,6 +148,18 @@ def seeds(op: Builder, score: Tensor, target: Target, class_axis: int, names: di
     index = op.Reshape(found, np.array([-1, count], np.int64))
     index.shape = [score.shape[0], count]
     return Seeds(made, index, None, [], many=True)
+
+
+def _for_every_sample(op: Builder, score: Tensor, numbers: Any, several: bool) -> Tensor:
+    """The same numbers for each sample: [N, K] when there are several, else [N].
+
+    Zeros of [N] carry the batch: a shape put together from N and K would be a node on the CPU.
+    """
+    batch = op.vector([op.dim(score, 0)])
+    zeros = op.ConstantOfShape(batch, value=np.zeros(1, np.int64))
+    made = op.Add(op.Unsqueeze(zeros, np.array([1], np.int64)), numbers) if several else op.Add(zeros, numbers)
+    made.shape = [score.shape[0], len(numbers)] if several else [score.shape[0]]
+    return made
 
 
 def _ones(rank: int) -> np.ndarray[Any, Any]:
@@ -183,7 +196,7 @@ def _unit(op: Builder, score: Tensor, target: Target) -> Seeds:
         here = op.Equal(op.Reshape(op.range(size), shape), np.array(number, np.int64))
         made = here if made is None else op.And(made, here)
     assert made is not None
-    index = op.Expand(np.array([target.numbers], np.int64), op.vector([batch_size, rank - 1]))
+    index = _for_every_sample(op, score, np.array(target.numbers, np.int64), several=True)
     if in_range is not None:
         in_range = op.Expand(in_range, op.vector([batch_size]))
     return Seeds([op.expand_like(op.cast_to(made, score), score)], index, in_range, [])
@@ -196,8 +209,13 @@ def as_output(op: Builder, x: Tensor, cotangents: Sequence[Tensor | None], seeds
     """
     made = [op.zeros_like(x) if c is None else c for c in cotangents]
     if seeds.in_range is not None:
+        exists = seeds.in_range
+        if x.shape[0] is None or exists.shape is None or exists.shape[0] != x.shape[0]:
+            # The score's samples are not the input's, so that any of them may reach any map.
+            kept = op.ReduceMin(op.Cast(exists, to=TensorProto.INT32), keepdims=1)
+            exists = op.Cast(kept, to=TensorProto.BOOL)
         shape = np.array([-1] + [1] * (len(x.shape) - 1), np.int64)
-        exists = op.Reshape(seeds.in_range, shape)
+        exists = op.Reshape(exists, shape)
         made = [op.Where(exists, c, np.full((), np.nan, numpy_dtype(c))) for c in made]
     if not seeds.many:
         return op.output(made[0], name, like=x)

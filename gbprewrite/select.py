@@ -41,13 +41,14 @@ def select(
     """
     wanted = input_tensors(graph, model, inputs)
     output = _output(graph, wanted, score)
-    explained, stepped, axis = (output, [], None) if through_softmax else seed.step_over(output)
+    inner = not any(output is t for t in graph.outputs)  # named by the user, and meant
+    explained, stepped, axis = (output, [], None) if through_softmax or inner else seed.step_over(output)
     _check_score(explained)
     nodes = differentiate.path(graph, wanted, explained)
     obstacles = differentiate.missing(nodes, opset)
     if obstacles:
         raise UnsupportedOperators(obstacles)
-    read = {id(t) for n in nodes for t in n.inputs} | {id(explained)}
+    read = {id(t) for n in nodes for t in differentiate.read_by(n)} | {id(explained)}
     reached = [t for t in wanted if id(t) in read]
     unreached = [t.name for t in wanted if id(t) not in read]
     if unreached and (inputs or not reached):

@@ -14,8 +14,9 @@ from onnx import ModelProto
 from gbprewrite import quantised
 from gbprewrite.errors import ModelError
 from gbprewrite.inference import infer
-from gbprewrite.shapes import constant_of
+from gbprewrite.shapes import constant_of, same_shape
 
+RAMP = "gbprewrite_ramp"  # attribute of a Clip, Max or Relu that is the ramp inside a hard-sigmoid
 RAISED = "gbprewrite_idiom"  # attribute of a raised node: how the source spells it
 
 
@@ -104,24 +105,24 @@ def _ramp(t: gs.Tensor) -> tuple[gs.Tensor, float, float] | None:
     return shifted[0], shifted[1], top
 
 
-def _scaled_ramp(t: gs.Tensor) -> tuple[gs.Tensor, float, float] | None:
-    """(x, α, β) when t = clip(αx + β, 0, 1): a hard-sigmoid in any of its spellings."""
+def _scaled_ramp(t: gs.Tensor) -> tuple[gs.Tensor, float, float, float] | None:
+    """(x, α, β, top) when t = clip(αx + β, 0, top) with top near 1: a hard-sigmoid in any of its spellings."""
     node = _producer(t)
     if node is not None and node.op == "HardSigmoid":
-        return node.inputs[0], node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5)
+        return node.inputs[0], node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5), 1.0
     ramp = _ramp(t)
     if ramp and abs(ramp[2] - 1) < 1e-3:
         inner = _with_scalar(_producer(ramp[0]), "Mul", "Div")
         if inner:
             times = inner[1] if _producer(ramp[0]).op == "Mul" else 1 / inner[1]  # type: ignore[union-attr]
-            return inner[0], times, ramp[1]
-        return ramp[0], 1.0, ramp[1]
+            return inner[0], times, ramp[1], ramp[2]
+        return ramp[0], 1.0, ramp[1], ramp[2]
     factor = _with_scalar(node, "Mul", "Div")
     if factor and node is not None:
         scale = factor[1] if node.op == "Mul" else 1 / factor[1]
         ramp = _ramp(factor[0])
         if ramp and abs(scale * ramp[2] - 1) < 1e-3:
-            return ramp[0], scale, ramp[1] * scale
+            return ramp[0], scale, ramp[1] * scale, ramp[2] * scale
     return None
 
 
@@ -132,7 +133,7 @@ def _hard(node: gs.Node) -> None:
     if node.op == "Mul" and len(node.inputs) == 2:
         for x, gate in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
             found = _scaled_ramp(gate)
-            if found and found[0] is x and abs(found[1] - 1 / 6) < 1e-4 and abs(found[2] - 0.5) < 1e-3:
+            if found and found[0] is x and _close(found[1], 1 / 6) and _close(found[2], 0.5):
                 return _become(node, "HardSwish", x, "x · hard-sigmoid(x)")
     factor = _with_scalar(node, "Mul", "Div")
     if factor:
@@ -141,12 +142,29 @@ def _hard(node: gs.Node) -> None:
         if product is not None and product.op == "Mul" and len(product.inputs) == 2:
             for x, gate in ((product.inputs[0], product.inputs[1]), (product.inputs[1], product.inputs[0])):
                 ramp = _ramp(gate)
-                if ramp and ramp[0] is x and ramp[1] == 3 and ramp[2] == 6 and abs(scale - 1 / 6) < 1e-4:
+                if ramp and ramp[0] is x and ramp[1] == 3 and ramp[2] == 6 and _close(scale, 1 / 6):
                     return _become(node, "HardSwish", x, "x · clip(x + 3, 0, 6) / 6")
     found = _scaled_ramp(node.outputs[0])
-    if found:
-        _become(node, "HardSigmoid", found[0], "clip(αx + β, 0, 1)", alpha=found[1], beta=found[2])
+    if found and node.op != "HardSigmoid":
+        x, alpha, beta, top = found
+        if _close(top, 1):
+            _become(node, "HardSigmoid", x, "clip(αx + β, 0, 1)", alpha=alpha, beta=beta, from_x=1)
+        else:
+            _mark_ramp(node)
     return None
+
+
+def _close(a: float, b: float) -> bool:
+    """Equal to float32's rounding: what is only similar keeps its own derivative."""
+    return abs(a - b) <= 1e-6 * abs(b)
+
+
+def _mark_ramp(node: gs.Node | None) -> None:
+    """A ramp with constants that are a little off is no HardSigmoid; its parts keep their rules, and are no ReLU."""
+    while node is not None and node.op in ("Mul", "Div", "Min", "Max", "Relu", "Clip"):
+        if node.op in ("Min", "Max", "Relu", "Clip"):
+            node.attrs[RAMP] = True
+        node = next((p for p in map(_producer, node.inputs) if p is not None), None)
 
 
 def _silu(node: gs.Node) -> None:
@@ -239,9 +257,10 @@ def _mish(node: gs.Node) -> None:
 
 def _max_relu(node: gs.Node) -> None:
     """max(x, 0), and where(x > 0, x, 0)"""
-    bounded = _with_scalar(node, "Max")
-    if bounded and bounded[1] == 0:
-        return _become(node, "Relu", bounded[0], "Max(x, 0)")
+    if node.op == "Max" and len(node.inputs) == 2 and RAMP not in node.attrs:
+        for x, zero in (node.inputs, node.inputs[::-1]):
+            if _is_zero(zero) and not isinstance(x, gs.Constant) and same_shape(x, node.outputs[0]):
+                return _become(node, "Relu", x, "Max(x, 0)")
     if node.op == "Where" and _is_zero(node.inputs[2]):
         test = _producer(node.inputs[0])
         if test is not None and test.op in ("Greater", "GreaterOrEqual"):

@@ -169,6 +169,10 @@ case("MaxPool", distinct(2, 2, 7, 8), kernel_shape=[3, 3], strides=[2, 2], pads=
 case("MaxPool", distinct(1, 2, 7, 8), kernel_shape=[3, 2], strides=[1, 2], pads=[0, 0, 1, 1])
 case("MaxPool", distinct(1, 2, 8, 8), kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)
 case("MaxPool", distinct(1, 2, 9, 8), kernel_shape=[2, 3], strides=[2, 1], dilations=[2, 2])
+# ceil_mode with a last window that would start in the padding, along both axes and along one
+case("MaxPool", distinct(1, 2, 7, 7), kernel_shape=[2, 2], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1)
+case("MaxPool", distinct(1, 2, 9, 8), kernel_shape=[3, 2], strides=[2, 3], pads=[1, 0, 0, 1], ceil_mode=1)
+case("AveragePool", normal(1, 2, 7, 8), kernel_shape=[2, 2], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1)
 case("MaxPool", distinct(1, 2, 7, 7), kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER")
 case("MaxPool", distinct(1, 2, 6, 7), kernel_shape=[2, 2], strides=[2, 2], auto_pad="SAME_LOWER")
 case("MaxPool", distinct(1, 2, 7, 7), kernel_shape=[3, 3], storage_order=1)

@@ -12,7 +12,7 @@ from tests.small import model
 CONSTANTS = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "six": 6, "half": 0.5, "sixth": 1 / 6, "root2": 2**0.5,
     "root_half": 0.5**0.5,
-    "cubic": 0.044715, "root_2_pi": (2 / np.pi) ** 0.5, "slope": 0.2, "fifth": 1.7,
+    "cubic": 0.044715, "root_2_pi": (2 / np.pi) ** 0.5, "slope": 0.2, "fifth": 1.7, "off": 0.1666, "zeros": np.zeros(8),
 }  # fmt: skip
 # body, and the (kind, role) that every nonlinearity is reported with
 IDIOMS: dict[str, tuple[str, list[tuple[str, str]]]] = {
@@ -65,9 +65,18 @@ IDIOMS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "relu6": ("y = Clip (x, zero, six)", [("Clip(x, 0, 6)", "rectifier")]),
     "gate": ("s = Sigmoid (x) e = Exp (x) y = Mul (e, s)", [("Sigmoid", "gate")]),
     # Near misses keep their parts.
+    "hard-sigmoid, rounded constant": (
+        "a = Add (x, three) b = Clip (a, zero, six) y = Mul (b, off)",
+        [("Clip of a hard-sigmoid", "other")],
+    ),
+    "hard-swish, rounded constant": (
+        "a = Add (x, three) b = Clip (a, zero, six) c = Mul (b, off) y = Mul (x, c)",
+        [("Clip of a hard-sigmoid", "other")],
+    ),
+    "relu of Max with a vector": ("y = Max (x, zeros)", [("Relu", "rectifier")]),
     "shifted relu6": ("a = Add (x, two) y = Clip (a, zero, fifth)", [("Clip(x, 0, 1.7)", "rectifier")]),
     "clip from below zero": ("a = Neg (six) y = Clip (x, a, six)", [("Clip", "other")]),
-    "max with one": ("y = Max (x, one)", []),
+    "max with one": ("y = Max (x, one)", [("Max", "other")]),
     "sigmoid of something else": (
         "e = Neg (x) s = Sigmoid (e) y = Mul (x, s)",
         [("Sigmoid", "gate")],

@@ -29,6 +29,7 @@ CASES: list[tuple[str, int, list[Any], dict[str, Any]]] = [
     ("GlobalMaxPool", 18, [normal(2, 3, 5)], {}),
     ("GlobalMaxPool", 18, [normal(1, 2, 2, 3, 4)], {}),
     ("GlobalLpPool", 18, [normal(2, 3, 4, 5)], {"p": 3}),
+    ("HardSigmoid", 18, [normal(2, 3, 4)], {"alpha": 0.3}),
     ("LRN", 18, [normal(2, 7, 3, 2)], {"size": 5, "alpha": 0.5, "beta": 0.6, "bias": 1.5}),
     ("LpNormalization", 18, [normal(2, 3, 4)], {"p": 1, "axis": 1}),
     ("LpNormalization", 18, [normal(2, 3, 4)], {"p": 2}),

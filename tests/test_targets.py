@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gbprewrite
+from gbprewrite import report
 from tests.small import cnn, model, normal, run
 
 X = normal(4, 3, 12, 12, seed=9)
@@ -155,3 +156,30 @@ def test_integer_input_only() -> None:
     text = "g (int64[N, 3] i) => (float[N, 3] y) { f = Cast <to = 1> (i) y = Relu (f) }"
     with pytest.raises(gbprewrite.ModelError, match=r"no float input.*i \(int64\)"):
         gbprewrite.convert(model(text))
+
+
+@pytest.mark.parametrize(
+    ("target", "shape"), [(1, ["N"]), ([0, 1], ["N", 2]), ("unit:1", ["N", 1]), ("topk:2", ["N", 2])]
+)
+def test_the_index_keeps_the_batch(target: Any, shape: list[Any]) -> None:
+    built = gbprewrite.convert(cnn(), "gradient", target)
+    assert report.value_row(built.graph.output[-1]) == {"name": "explained_index", "dtype": "int64", "shape": shape}
+
+
+def test_no_sample_is_told_from_another_where_the_score_has_a_batch_of_its_own() -> None:
+    """x [N, 8] becomes a score [2N, 4]: a target out of range voids every map."""
+    text = "g (float[N, 8] x) => (float[M, 4] y) { r = Reshape (x, rows) y = Relu (r) }"
+    built = gbprewrite.convert(model(text, rows=np.array([-1, 4])), "gradient", "input")
+    x = normal(3, 8)
+    good = run(built, x=x, target=np.array([0, 1, 2, 3, 0, 1]))["x_gradient"]
+    bad = run(built, x=x, target=np.array([0, 1, 9, 3, 0, 1]))["x_gradient"]
+    assert good.shape == bad.shape == (3, 8)
+    assert np.isfinite(good).all()
+    assert np.isnan(bad).all()
+
+
+def test_an_inner_tensor_is_explained_as_named() -> None:
+    text = "g (float[N, 3] x) => (float[N, 3] y) { a = Sigmoid (x) b = Mul (a, a) y = Relu (b) }"
+    record = report.read_record(gbprewrite.convert(model(text), "gradient", 0, score="a"))
+    assert record is not None
+    assert record["score"] == "a"

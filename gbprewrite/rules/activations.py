@@ -9,13 +9,14 @@ import numpy as np
 
 from gbprewrite.rules import vjp
 from gbprewrite.rules.elementwise import one, zero
+from gbprewrite.shapes import constant_of
 from gbprewrite.tensors import numpy_dtype
 
 
 @vjp("Relu")
 def relu(op, dy, y, x):
     """dx = dy · (x > 0)"""
-    return op.mask(dy, op.Greater(y, 0))
+    return op.gate(dy, y)
 
 
 @vjp("ThresholdedRelu")
@@ -27,6 +28,9 @@ def thresholded_relu(op, dy, y, x, *, alpha):
 @vjp("Clip")
 def clip(op, dy, y, x, low=None, high=None):
     """dx = dy · (low < x < high)"""
+    bottom = constant_of(low)
+    if bottom is not None and bottom.size == 1 and bottom.ravel()[0] == 0:
+        return op.gate(dy, y, high)
     gates = [op.Greater(y, low)] if low is not None else []
     gates += [op.Less(y, high)] if high is not None else []
     if not gates:
@@ -84,8 +88,10 @@ def tanh(op, dy, y, x):
 
 
 @vjp("HardSigmoid")
-def hard_sigmoid(op, dy, y, x, *, alpha, beta):
+def hard_sigmoid(op, dy, y, x, *, alpha, beta, from_x=0):
     """dx = dy · α · (0 < y < 1)"""
+    if from_x:  # y was put together from several nodes, and may miss 1 by a rounding
+        y = op.Add(op.Mul(x, alpha), beta)
     return op.mask(op.Mul(dy, alpha), op.And(op.Greater(y, 0), op.Less(y, 1)))
 
 

@@ -25,7 +25,7 @@ WIDTH = 0.05  # the most that a bias is moved, in units of the root mean square 
 class AwayFromKinks(torch.overrides.TorchFunctionMode):
     """While active, moves the bias before every kink a little, to where no activation of this very pass is near it.
 
-    A channel has some thousand activations, so there is a gap of at least a ten-thousandth of their scale not far away.
+    A channel has thousands of activations, so a gap of a ten-thousandth of their scale or so is never far away.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,0 +1,25 @@
+"""torchvision's segmentation and video networks, with open height and width: their maps equal PyTorch's in float64."""
+
+from itertools import product
+
+import pytest
+
+from tests.proof import torch_setup  # noqa: F401  (torch and torchvision, or a skip: before the networks)
+
+from tests.proof.networks import EXPORTERS, check  # isort: skip
+from tests.proof.dense_zoo import NETWORKS
+
+FAST = (
+    ("lraspp_mobilenet_v3_large", "torchscript"),  # bilinear enlargement to a size computed at run time
+)
+
+
+@pytest.mark.parametrize(("name", "exporter"), FAST)
+def test_a_few_networks(name, exporter):
+    check(NETWORKS[name], exporter)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "exporter"), [*product(NETWORKS, EXPORTERS)])
+def test_every_network(name, exporter):
+    check(NETWORKS[name], exporter)
