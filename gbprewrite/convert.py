@@ -15,7 +15,7 @@ from gbprewrite.errors import GbprewriteError, ModelError, UsageError
 from gbprewrite.graft import check, declare_outputs, graft, restore
 from gbprewrite.lowering import Builder
 from gbprewrite.modelfile import opset_of
-from gbprewrite.normalise import normalise
+from gbprewrite.normalise import normalise, parameters
 from gbprewrite.policies import METHODS
 from gbprewrite.tensors import Tensor, is_float
 from gbprewrite.view import view
@@ -158,7 +158,9 @@ def inspect(model: str | os.PathLike[str] | ModelProto) -> report.Inspection:
 
 def _inspected(given: ModelProto) -> report.Inspection:
     facts = report.describe(given)
-    normal = normalise(restore(given))
+    source = restore(given)
+    facts["parameters"] = parameters(source)  # the conversion's own constants are none of the model's
+    normal = normalise(source)
     graph = view(normal)
     inputs = [t for t in select.real_inputs(graph, normal) if is_float(t)]
     nodes: dict[int, gs.Node] = {}

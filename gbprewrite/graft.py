@@ -34,8 +34,15 @@ def graft(model: ModelProto, op: Builder, inputs: Sequence[gs.Variable], outputs
                 known.add(tensor.name)
         model.graph.node.append(node_proto(node))
     for values, gained in ((model.graph.input, inputs), (model.graph.output, outputs)):
-        values.extend(helper.make_tensor_value_info(t.name, onnx_type(t), t.shape) for t in gained)
+        values.extend(helper.make_tensor_value_info(t.name, onnx_type(t), _declared(t)) for t in gained)
     return len(kept), len(model.graph.initializer) - weights
+
+
+def _declared(tensor: Tensor) -> list[int | str | None] | None:
+    """A shape for the file: inference's own names for what it does not know (unk__0) say nothing to others."""
+    if tensor.shape is None:
+        return None
+    return [None if isinstance(d, str) and d.startswith("unk__") else d for d in tensor.shape]
 
 
 def restore(model: ModelProto) -> ModelProto:
@@ -68,7 +75,7 @@ def declare_outputs(model: ModelProto, graph: gs.Graph) -> None:
     for value, tensor in zip(model.graph.output, graph.outputs, strict=True):
         kind = value.type.tensor_type
         if tensor.shape is not None and value.type.HasField("tensor_type") and not kind.HasField("shape"):
-            value.type.CopyFrom(helper.make_tensor_type_proto(kind.elem_type, tensor.shape))
+            value.type.CopyFrom(helper.make_tensor_type_proto(kind.elem_type, _declared(tensor)))
 
 
 def check(model: ModelProto, source: Callable[[], ModelProto]) -> str | None:

@@ -11,23 +11,29 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto, helper
 
 from gbprewrite import policies
-from gbprewrite.errors import ModelError, Obstacle
+from gbprewrite.errors import ModelError, Obstacle, UsageError
 from gbprewrite.modelfile import opset_of, sha256
 from gbprewrite.normalise import parameters
 from gbprewrite.rules import NO_GRADIENT, VJP
-from gbprewrite.seed import Target
+from gbprewrite.seed import Target, parse
 from gbprewrite.select import Selection
 from gbprewrite.version import __version__
 
 KEY = "gbprewrite"  # of the record in the file's metadata_props
 Record = Mapping[str, Any]
-# What a record must hold, and its type; a file in which it does not was changed by other hands.
-FIELDS: dict[str, Any] = {
+# What a record holds, and of what types; a file in which it does not was changed by other hands.
+TREATMENT = {"node": str, "operator": str, "kind": str, "role": str, "rules": dict}
+SHAPE: dict[str, Any] = {
     **dict.fromkeys(("version", "target", "output", "score"), str),
-    **dict.fromkeys(("methods", "stepped_over", "maps", "rectifiers", "activations", "pools"), list),
-    **dict.fromkeys(("target_name", "seed_name", "explained_index_name"), str | None),
+    **dict.fromkeys(("target_name", "seed_name", "explained_index_name", "flaw"), str | None),
     **dict.fromkeys(("class_axis", "nodes", "opset"), int),
-    **dict.fromkeys(("added", "source", "options"), dict),
+    **dict.fromkeys(("methods", "stepped_over"), [str]),
+    **dict.fromkeys(("rectifiers", "activations"), [TREATMENT]),
+    "maps": [{"input": str, "method": str, "output": str}],
+    "pools": [{"node": str, "operator": str, "rule": str}],
+    "added": {"nodes": int, "initializers": int},
+    "source": {"sha256": str, "nodes": int, "opset": int},
+    "options": dict,
 }
 
 
@@ -69,15 +75,32 @@ def read_record(model: ModelProto) -> Record | None:
 
 def _fits(record: Any, model: ModelProto) -> bool:
     """Whether a record has what this version writes, and the model has what the record names."""
-    if not isinstance(record, dict) or any(not isinstance(record.get(k), kind) for k, kind in FIELDS.items()):
+    if not _is(record, SHAPE):
         return False
-    maps, added = record["maps"], record["added"]
-    if not all(isinstance(m, dict) and {"input", "method", "output"} <= set(m) for m in maps):
+    try:
+        kind = parse(record["target"]).kind
+    except UsageError:
         return False
-    if not all(isinstance(added.get(k), int) for k in ("nodes", "initializers")):
-        return False
-    outputs = {o.name for o in model.graph.output}
-    return all(m["output"] in outputs for m in maps) and record["explained_index_name"] in {None, *outputs}
+    outputs, inputs = ({v.name for v in values} for values in (model.graph.output, model.graph.input))
+    added, index = record["added"], record["explained_index_name"]
+    return (
+        bool(record["methods"])
+        and {m["method"] for m in record["maps"]} == set(record["methods"])
+        and {m["output"] for m in record["maps"]} <= outputs
+        and (index in outputs if kind != "seed" else index is None)
+        and {record["target_name"], record["seed_name"]} <= {None, *inputs}
+        and 0 <= added["nodes"] <= len(model.graph.node)
+        and 0 <= added["initializers"] <= len(model.graph.initializer)
+    )
+
+
+def _is(value: Any, shape: Any) -> bool:
+    """Whether a value read from JSON has the types of SHAPE."""
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(k in value and _is(value[k], s) for k, s in shape.items())
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_is(v, shape[0]) for v in value)
+    return isinstance(value, shape)
 
 
 def write_record(model: ModelProto, record: Record) -> None:
