@@ -1,5 +1,6 @@
 """The reverse walk: from the cotangent of the score to the cotangents of the inputs."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -167,10 +168,8 @@ class _Walk:
 def _apply(op: Builder, node: gs.Node, rule: Rule, dys: list[Tensor | None]) -> Sequence[Any]:
     inputs = [t if t.name else None for t in node.inputs]
     attributes = attributes_of(node, op.opset)
-    plain = VJP[node.op].formula
-    taken = inspect.signature(plain).parameters.values()
-    names = {p.name for p in taken if p.kind is p.KEYWORD_ONLY}
-    if not any(p.kind is p.VAR_KEYWORD for p in taken):
+    names = _keywords(VJP[node.op].formula)
+    if names is not None:
         attributes = {k: v for k, v in attributes.items() if k in names}
     if rule.all_outputs:
         made = rule.formula(op, dys, node.outputs, *inputs, **attributes)
@@ -181,15 +180,29 @@ def _apply(op: Builder, node: gs.Node, rule: Rule, dys: list[Tensor | None]) -> 
     return made if isinstance(made, tuple) else (made,)
 
 
+@functools.cache
+def _keywords(formula: Callable[..., Any]) -> frozenset[str] | None:
+    """The attributes that a formula takes; None when it takes any."""
+    taken = inspect.signature(formula).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in taken):
+        return None
+    return frozenset(p.name for p in taken if p.kind is p.KEYWORD_ONLY)
+
+
 def attributes_of(node: gs.Node, opset: int) -> dict[str, Any]:
     """The node's attributes with the standard's defaults filled in; None where there is none."""
+    return {**_defaults(node.op, opset), **node.attrs}
+
+
+@functools.cache
+def _defaults(operator: str, opset: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     try:
-        schema = onnx.defs.get_schema(node.op, opset)
+        schema = onnx.defs.get_schema(operator, opset)
     except onnx.defs.SchemaError:  # a raised idiom may be of a later opset; it brings all its attributes
-        return dict(node.attrs)
+        return found
     for name, attribute in schema.attributes.items():
         default = attribute.default_value
         value = onnx.helper.get_attribute_value(default) if default.name else None
         found[name] = value.decode() if isinstance(value, bytes) else value
-    return {**found, **node.attrs}
+    return found
