@@ -210,11 +210,11 @@ def as_output(op: Builder, x: Tensor, cotangents: Sequence[Tensor | None], seeds
     made = [op.zeros_like(x) if c is None else c for c in cotangents]
     if seeds.in_range is not None:
         exists = seeds.in_range
-        if x.shape[0] is None or exists.shape is None or exists.shape[0] != x.shape[0]:
+        if not x.shape or x.shape[0] is None or exists.shape is None or exists.shape[0] != x.shape[0]:
             # The score's samples are not the input's, so that any of them may reach any map.
             kept = op.ReduceMin(op.Cast(exists, to=TensorProto.INT32), keepdims=1)
             exists = op.Cast(kept, to=TensorProto.BOOL)
-        shape = np.array([-1] + [1] * (len(x.shape) - 1), np.int64)
+        shape = np.array(([-1] + [1] * (len(x.shape) - 1)) if x.shape else [], np.int64)
         exists = op.Reshape(exists, shape)
         made = [op.Where(exists, c, np.full((), np.nan, numpy_dtype(c))) for c in made]
     if not seeds.many:

@@ -183,3 +183,11 @@ def test_an_inner_tensor_is_explained_as_named() -> None:
     record = report.read_record(gbprewrite.convert(model(text), "gradient", 0, score="a"))
     assert record is not None
     assert record["score"] == "a"
+
+
+def test_a_scalar_input_has_a_scalar_map() -> None:
+    text = "g (float[2, 3] x, float s) => (float[2, 3] y) { a = Mul (x, s) y = Relu (a) }"
+    built = gbprewrite.convert(model(text), "gradient", "input")
+    feeds = {"x": np.float32([[1, 2, 3], [4, 5, 6]]), "s": np.array(2, np.float32)}
+    assert run(built, **feeds, target=np.array([0, 2]))["s_gradient"] == np.float32(7)
+    assert np.isnan(run(built, **feeds, target=np.array([0, 3]))["s_gradient"])
