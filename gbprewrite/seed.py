@@ -4,7 +4,7 @@ A `Target` is what the user asked for; `seeds` turns it into cotangents of the s
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,6 +84,19 @@ class Seeds(NamedTuple):
     many: bool = False
 
 
+class Classes(NamedTuple):
+    """The classes of a score: their axis, and their number where the graph fixes it."""
+
+    score: Tensor
+    axis: int
+    count: Dim
+
+    @property
+    def rank(self) -> int:
+        """Number of axes of the score."""
+        return len(self.score.shape)
+
+
 def seeds(op: Builder, score: Tensor, target: Target, class_axis: int, names: dict[str, str]) -> Seeds:
     """The cotangents that a target stands for.
 
@@ -93,61 +106,93 @@ def seeds(op: Builder, score: Tensor, target: Target, class_axis: int, names: di
     if target.kind == "seed":
         given = gs.Variable(names["seed"], score.dtype, score.shape)
         return Seeds([given], None, None, [given])
-    rank = len(score.shape)
     if target.kind == "unit":
         return _unit(op, score, target)
-    if rank < 2:
-        if target.kind in ("argmax", "index") and set(target.numbers) <= {0}:
-            batch = op.shape_of(score) if rank else op.constant(np.array([1], np.int64))
-            return Seeds([op.ones_like(score)], op.Expand(np.zeros(1, np.int64), batch), None, [])
+    if len(score.shape) < 2:
+        return _scores_themselves(op, score, target)
+    classes = _classes(op, score, target, class_axis)
+    if target.kind == "input":
+        return _at_run_time(op, classes, names["target"])
+    return CLASS_TARGETS[target.kind](op, classes, target)
+
+
+def _scores_themselves(op: Builder, score: Tensor, target: Target) -> Seeds:
+    """A score without a class axis: each value is one score, of class 0."""
+    if target.kind not in ("argmax", "index") or not set(target.numbers) <= {0}:
         raise UsageError(
-            f"--target {target.text}: the score {score.name!r} has rank {rank} and so no class axis. "
+            f"--target {target.text}: the score {score.name!r} has rank {len(score.shape)} and so no class axis. "
             "Use --target argmax (each value is one score) or --target seed."
         )
+    batch = op.shape_of(score) if score.shape else op.constant(np.array([1], np.int64))
+    return Seeds([op.ones_like(score)], op.Expand(np.zeros(1, np.int64), batch), None, [])
+
+
+def _classes(op: Builder, score: Tensor, target: Target, class_axis: int) -> Classes:
+    rank = len(score.shape)
     if not -rank <= class_axis < rank or class_axis % rank == 0:
         raise UsageError(
             f"--class-axis {class_axis}: the score {score.name!r} has shape {score.shape}; axis 0 is the batch, so "
             f"choose 1 to {rank - 1}."
         )
     axis = class_axis % rank
-    classes, batch_size = op.dim(score, axis), op.dim(score, 0)
-    if fixed(classes):
-        for number in target.numbers:
-            limit = classes + 1 if target.kind == "topk" else classes
-            if number >= limit:
-                allowed = f"K is at most {classes}" if target.kind == "topk" else f"indices run from 0 to {classes - 1}"
-                raise UsageError(
-                    f"--target {target.text}: out of range, the score {score.name!r} has {classes} classes "
-                    f"(axis {axis} of {score.shape}), so {allowed}."
-                )
-    batch = op.vector([batch_size])
-    if target.kind in ("index", "list"):
-        columns = [op.constant(np.array([n], np.int64)) for n in target.numbers]
-        made = [_one_hot(op, score, op.Reshape(c, _ones(rank)), axis, classes) for c in columns]
-        indices = _for_every_sample(op, score, np.array(target.numbers, np.int64), target.many)
-        in_range = None
-        if not fixed(classes):
-            in_range = op.Expand(op.Less(op.constant(np.array([max(target.numbers)], np.int64)), classes), batch)
-        return Seeds(made, indices, in_range, [], target.many)
-    if target.kind == "input":
-        given = gs.Variable(names["target"], np.dtype(np.int64), [score.shape[0]])
-        index = op.Reshape(given, np.array([-1] + [1] * (rank - 1), np.int64))
-        index.shape = [score.shape[0]] + [1] * (rank - 1)
-        in_range = op.And(op.GreaterOrEqual(given, 0), op.Less(given, op.vector([classes])))
-        return Seeds([_one_hot(op, score, index, axis, classes)], given, in_range, [given])
-    rest = [a for a in range(1, rank) if a != axis and score.shape[a] != 1]
-    sums = op.ReduceSum(score, np.array(rest, np.int64), keepdims=1) if rest else score
-    if target.kind == "argmax":
-        index = op.ArgMax(sums, axis=axis, keepdims=1)
-        flat = op.Reshape(index, np.array([-1], np.int64))
-        flat.shape = [score.shape[0]]
-        return Seeds([_one_hot(op, score, index, axis, classes)], flat, None, [])
+    count = op.dim(score, axis)
+    if isinstance(count, int) and any(n >= count + (target.kind == "topk") for n in target.numbers):
+        allowed = f"K is at most {count}" if target.kind == "topk" else f"indices run from 0 to {count - 1}"
+        raise UsageError(
+            f"--target {target.text}: out of range, the score {score.name!r} has {count} classes (axis {axis} of "
+            f"{score.shape}), so {allowed}."
+        )
+    return Classes(score, axis, count)
+
+
+def _fixed_classes(op: Builder, classes: Classes, target: Target) -> Seeds:
+    one = np.ones(classes.rank, np.int64)
+    made = [_one_hot(op, classes, op.Reshape(np.array([n], np.int64), one)) for n in target.numbers]
+    indices = _for_every_sample(op, classes.score, np.array(target.numbers, np.int64), target.many)
+    in_range = None
+    if not fixed(classes.count):
+        inside = op.Less(np.array([max(target.numbers)], np.int64), classes.count)
+        in_range = op.Expand(inside, op.vector([op.dim(classes.score, 0)]))
+    return Seeds(made, indices, in_range, [], target.many)
+
+
+def _at_run_time(op: Builder, classes: Classes, name: str) -> Seeds:
+    batch = classes.score.shape[0]
+    given = gs.Variable(name, np.dtype(np.int64), [batch])
+    index = op.Reshape(given, np.array([-1] + [1] * (classes.rank - 1), np.int64))
+    index.shape = [batch] + [1] * (classes.rank - 1)
+    in_range = op.And(op.GreaterOrEqual(given, 0), op.Less(given, op.vector([classes.count])))
+    return Seeds([_one_hot(op, classes, index)], given, in_range, [given])
+
+
+def _summed_over_positions(op: Builder, classes: Classes) -> Tensor:
+    rest = [a for a in range(1, classes.rank) if a != classes.axis and classes.score.shape[a] != 1]
+    return op.ReduceSum(classes.score, np.array(rest, np.int64), keepdims=1) if rest else classes.score
+
+
+def _winner(op: Builder, classes: Classes, target: Target) -> Seeds:
+    index = op.ArgMax(_summed_over_positions(op, classes), axis=classes.axis, keepdims=1)
+    flat = op.Reshape(index, np.array([-1], np.int64))
+    flat.shape = [classes.score.shape[0]]
+    return Seeds([_one_hot(op, classes, index)], flat, None, [])
+
+
+def _first_k(op: Builder, classes: Classes, target: Target) -> Seeds:
     (count,) = target.numbers
-    found = op.TopK(sums, np.array([count], np.int64), outputs=2, axis=axis)[1]
-    made = [_one_hot(op, score, op.slice(found, [axis], [k], [1]), axis, classes) for k in range(count)]
+    sums = _summed_over_positions(op, classes)
+    found = op.TopK(sums, np.array([count], np.int64), outputs=2, axis=classes.axis)[1]
+    made = [_one_hot(op, classes, op.slice(found, [classes.axis], [k], [1])) for k in range(count)]
     index = op.Reshape(found, np.array([-1, count], np.int64))
-    index.shape = [score.shape[0], count]
+    index.shape = [classes.score.shape[0], count]
     return Seeds(made, index, None, [], many=True)
+
+
+CLASS_TARGETS: dict[str, Callable[[Builder, Classes, Target], Seeds]] = {
+    "index": _fixed_classes,
+    "list": _fixed_classes,
+    "argmax": _winner,
+    "topk": _first_k,
+}
 
 
 def _for_every_sample(op: Builder, score: Tensor, numbers: Any, several: bool) -> Tensor:
@@ -162,15 +207,11 @@ def _for_every_sample(op: Builder, score: Tensor, numbers: Any, several: bool) -
     return made
 
 
-def _ones(rank: int) -> np.ndarray[Any, Any]:
-    return np.ones(rank, np.int64)
-
-
-def _one_hot(op: Builder, score: Tensor, index: Tensor, axis: int, size: Dim) -> Tensor:
-    """1 where the position along the axis equals the index, in the shape of the score."""
-    shape = [-1 if a == axis else 1 for a in range(len(score.shape))]
-    places = op.Reshape(op.range(size), np.array(shape, np.int64))
-    return op.expand_like(op.cast_to(op.Equal(places, index), score), score)
+def _one_hot(op: Builder, classes: Classes, index: Tensor) -> Tensor:
+    """1 where the position along the class axis equals the index, in the shape of the score."""
+    shape = [-1 if a == classes.axis else 1 for a in range(classes.rank)]
+    places = op.Reshape(op.range(classes.count), np.array(shape, np.int64))
+    return op.expand_like(op.cast_to(op.Equal(places, index), classes.score), classes.score)
 
 
 def _unit(op: Builder, score: Tensor, target: Target) -> Seeds:
