@@ -89,7 +89,7 @@ class Classes(NamedTuple):
 
     score: Tensor
     axis: int
-    count: Dim
+    number: Dim
 
     @property
     def rank(self) -> int:
@@ -150,8 +150,8 @@ def _fixed_classes(op: Builder, classes: Classes, target: Target) -> Seeds:
     made = [_one_hot(op, classes, op.Reshape(np.array([n], np.int64), one)) for n in target.numbers]
     indices = _for_every_sample(op, classes.score, np.array(target.numbers, np.int64), target.many)
     in_range = None
-    if not fixed(classes.count):
-        inside = op.Less(np.array([max(target.numbers)], np.int64), classes.count)
+    if not fixed(classes.number):
+        inside = op.Less(np.array([max(target.numbers)], np.int64), classes.number)
         in_range = op.Expand(inside, op.vector([op.dim(classes.score, 0)]))
     return Seeds(made, indices, in_range, [], target.many)
 
@@ -161,7 +161,7 @@ def _at_run_time(op: Builder, classes: Classes, name: str) -> Seeds:
     given = gs.Variable(name, np.dtype(np.int64), [batch])
     index = op.Reshape(given, np.array([-1] + [1] * (classes.rank - 1), np.int64))
     index.shape = [batch] + [1] * (classes.rank - 1)
-    in_range = op.And(op.GreaterOrEqual(given, 0), op.Less(given, op.vector([classes.count])))
+    in_range = op.And(op.GreaterOrEqual(given, 0), op.Less(given, op.vector([classes.number])))
     return Seeds([_one_hot(op, classes, index)], given, in_range, [given])
 
 
@@ -210,7 +210,7 @@ def _for_every_sample(op: Builder, score: Tensor, numbers: Any, several: bool) -
 def _one_hot(op: Builder, classes: Classes, index: Tensor) -> Tensor:
     """1 where the position along the class axis equals the index, in the shape of the score."""
     shape = [-1 if a == classes.axis else 1 for a in range(classes.rank)]
-    places = op.Reshape(op.range(classes.count), np.array(shape, np.int64))
+    places = op.Reshape(op.range(classes.number), np.array(shape, np.int64))
     return op.expand_like(op.cast_to(op.Equal(places, index), classes.score), classes.score)
 
 
