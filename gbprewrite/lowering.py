@@ -133,11 +133,17 @@ class Builder(Shapes):
         self, dy: Tensor, x: Tensor, w: Tensor, *, group: int, kernel_shape: Any, **attributes: Any
     ) -> Tensor:
         """dx of y = Conv(x, w): the transposed convolution, or a convolution with turned weights where that is one."""
-        window = self.window(x, w.shape[2:] if w.shape is not None else kernel_shape or [], **attributes)
+        window = self.window(x, self._kernel(w, kernel_shape), **attributes)
         turned = self._turned_conv(dy, x, w, window, group)
         if turned is not None:
             return self._shaped(turned, x)
         return self._shaped(self.transposed(dy, w, window, self.dims(x)[2:], group), x)
+
+    @staticmethod
+    def _kernel(w: Tensor, stated: Sequence[int] | None) -> Sequence[Any]:
+        """The kernel's size, by the weights, or by the attribute where these do not tell."""
+        sizes = w.shape[2:] if w.shape is not None else []
+        return sizes if sizes and all(map(fixed, sizes)) else stated or sizes
 
     def _turned_conv(self, dy: Tensor, x: Tensor, w: Tensor, window: Window, group: int) -> Tensor | None:
         """Conv of dy with the weights turned round and their channels exchanged.
@@ -171,7 +177,7 @@ class Builder(Shapes):
         self, dy: Tensor, x: Tensor, w: Tensor, *, group: int, kernel_shape: Any, **attributes: Any
     ) -> Tensor:
         """dw of y = Conv(x, w): x correlated with dy, where batch and channels change places."""
-        window = self.window(x, w.shape[2:] if w.shape is not None else kernel_shape or [], **attributes)
+        window = self.window(x, self._kernel(w, kernel_shape), **attributes)
         n, c, *space = self.dims(x)
         swapped = [2, 1, 0, *range(3, 3 + len(space))]
         images = self.Transpose(self.reshape(x, [n, group, self.calc("Div", c, group), *space]), perm=swapped)
@@ -214,7 +220,7 @@ class Builder(Shapes):
         output_shape: Any = None,
     ) -> Window:  # fmt: skip
         """Window of a ConvTranspose; auto_pad and output_shape turned into pads, as the operator's page prescribes."""
-        kernel = w.shape[2:] if w.shape is not None else kernel_shape or []
+        kernel = self._kernel(w, kernel_shape)
         if auto_pad in ("NOTSET", "", "VALID") and not output_shape:
             return self.window(x, kernel, strides, dilations, pads if auto_pad != "VALID" else None)
         made = self.window(x, kernel, strides, dilations)
