@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 import click
 
 import gbprewrite
-from gbprewrite import console, modelfile, report
+from gbprewrite import console, files, modelfile, report
 from gbprewrite.convert import load
-from gbprewrite.errors import GbprewriteError
+from gbprewrite.errors import GbprewriteError, UsageError
 from gbprewrite.policies import METHODS
 from gbprewrite.runtime import arrayfiles, images
 from gbprewrite.runtime import labels as class_labels
@@ -35,23 +35,24 @@ class Program(click.Group):
 
 
 def _split(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
+    return tuple(name.strip() for value in values for name in value.split(","))
 
 
+TARGETS = (
+    "What is explained: argmax (the default), INDEX, INDEX,INDEX,..., topk:K, or unit:C,H,W (one position of a spatial "
+    "score)."
+)
+AT_RUN_TIME = (
+    " Or what is given at run time: input (an int64 input `target`), or seed (an input shaped like the score)."
+)
 # Parameter names are those of gbprewrite.convert, so that a command hands them on as they are.
+METHOD = click.option(
+    "--method",
+    multiple=True,
+    type=click.Choice(list(METHODS)),
+    help="The kind of map; repeat it for several maps from one shared forward pass. Default: guided.",
+)
 CONVERSION = (
-    click.option(
-        "--method",
-        multiple=True,
-        type=click.Choice(list(METHODS)),
-        help="The kind of map; repeat it for several maps from one shared forward pass. Default: guided.",
-    ),
-    click.option(
-        "--target",
-        metavar="TARGET",
-        help="What is explained: argmax (the default), INDEX, INDEX,INDEX,..., topk:K, unit:C,H,W (one position of a "
-        "spatial score), input (an int64 input `target` given at run time), or seed (an input shaped like the score).",
-    ),
     click.option(
         "--score", metavar="NAME", help="The output, or any inner tensor, that is explained. Default: the only output."
     ),
@@ -81,26 +82,37 @@ CONVERSION = (
     click.option(
         "--optimize-for",
         type=click.Choice(["auto", "portable"]),
-        default="auto",
-        show_default=True,
-        help="auto: the spellings that onnxruntime runs fastest; portable: the plainest ones, for other runtimes.",
+        help="auto (the default): the spellings that onnxruntime runs fastest; portable: the plainest ones, for other "
+        "runtimes.",
     ),
-    click.option("--prefix", metavar="TEXT", default="", help="Put before every name that the file gains."),
+    click.option("--prefix", metavar="TEXT", help="Put before every name that the file gains."),
     click.option("--replace", is_flag=True, help="Of a converted model, convert the source part again."),
 )
 
 
-def conversion_options(command: Command) -> Command:
-    """--method, --target and the other options of gbprewrite.convert."""
-    for option in reversed(CONVERSION):
-        command = option(command)
-    return command
+def conversion_options(targets: str) -> Callable[[Command], Command]:
+    """--method, --target and the other options of gbprewrite.convert; `targets` is the help of --target."""
+
+    def decorated(command: Command) -> Command:
+        target = click.option("--target", metavar="TARGET", help=targets)
+        for option in reversed((METHOD, target, *CONVERSION)):
+            command = option(command)
+        return command
+
+    return decorated
 
 
 def given(options: Options) -> Options:
-    """The options that the user gave, under the library's names; the library's defaults stand for the others."""
-    absent = (None, (), "")
-    return {name: value for name, value in options.items() if value is not False and value not in absent}
+    """The options that the user gave, under the library's names; the library's defaults stand for the others.
+
+    Raises UsageError for an empty text, such as a shell variable that is not set gives.
+    """
+    found = {name: value for name, value in options.items() if value is not False and value not in (None, ())}
+    for name, value in found.items():
+        if name != "prefix" and (value == "" or (isinstance(value, tuple) and "" in value)):
+            option = "input" if name == "inputs" else name.replace("_", "-")
+            raise UsageError(f"--{option} was given an empty text. Give a value, or leave the option out.")
+    return found
 
 
 def print_json(facts: Options) -> None:
@@ -137,22 +149,24 @@ def default_path(model: Path, methods: tuple[str, ...]) -> Path:
     head, _, tail = stem.rpartition(".")
     if head and set(tail.split("+")) <= METHODS.keys():
         stem = head
-    return model.with_name(f"{stem}.{'+'.join(methods or ('guided',))}.onnx")
+    return model.with_name(f"{stem}.{'+'.join(dict.fromkeys(methods or ('guided',)))}.onnx")
 
 
 @main.command()
 @click.argument("model", type=FILE)
 @output_option("MODEL's name with .guided (or the methods, joined by +) before .onnx, beside it")
-@conversion_options
+@conversion_options(TARGETS + AT_RUN_TIME)
 @force_option
 @json_option
 @quiet_option
 def convert(model: Path, output: Path | None, force: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """Write a copy of MODEL that also computes maps of its inputs."""
+    wanted = given(options)
     path = output or default_path(model, options["method"])
     source = load(model, options["replace"])
-    modelfile.check_writable(path, force)
-    result = gbprewrite.convert(source, **given(options))
+    files.check_other(path, model)
+    files.check_writable(path, force)
+    result = gbprewrite.convert(source, **wanted)
     modelfile.save(result, path, force)
     facts = console.conversion_facts(model, path, result)
     if as_json:
@@ -213,7 +227,8 @@ def run(
     """Run a CONVERTED model on arrays and write all of its outputs into an .npz file."""
     path = output or converted.with_name(f"{converted.name.removesuffix('.onnx')}.npz")
     model, _ = load_converted(converted)
-    modelfile.check_writable(path, force)
+    files.check_other(path, converted)
+    files.check_writable(path, force)
     explainer = gbprewrite.Explainer(model, providers=provider)
     explanation = explainer(arrayfiles.read_inputs(specs, explainer.slots))
     named = explainer.named(explanation)
@@ -258,28 +273,29 @@ PREPROCESSING = (
         type=click.Choice(list(images.PRESETS)),
         help="The preprocessing of the model's training: "
         + "; ".join(f"{name} ({preset.text})" for name, preset in images.PRESETS.items())
-        + ". The options below override its parts. Default: a guess, which is printed.",
+        + ". The options below override its parts. Default: a guess, which is printed: unit where the model takes grey "
+        "or --scale, --mean or --std is given, else imagenet.",
     ),
     click.option(
         "--scale",
         metavar="NUMBER",
         callback=_parsed(lambda text: images.number("scale", text)),
-        help="The network is fed (pixel * SCALE - MEAN) / STD, a pixel being 0 to 255. Default: 1/255.",
+        help="The network is fed (pixel * SCALE - MEAN) / STD, a pixel being 0 to 255. Default: the preset's.",
     ),
     click.option(
         "--mean",
         metavar="NUMBERS",
         callback=_parsed(lambda text: images.numbers("mean", text)),
         help="In units of pixel * SCALE; one number, or one for each channel as fed (blue first with --bgr), such as "
-        "0.485,0.456,0.406. Default: 0.",
+        "0.485,0.456,0.406. Default: the preset's.",
     ),
     click.option(
         "--std",
         metavar="NUMBERS",
         callback=_parsed(lambda text: images.numbers("std", text)),
-        help="One number or one for each channel. Default: 1.",
+        help="One number or one for each channel, as fed. Default: the preset's.",
     ),
-    click.option("--bgr/--rgb", default=None, help="Blue or red is the first channel. Default: red."),
+    click.option("--bgr/--rgb", default=None, help="Blue or red is the first channel. Default: the preset's."),
     click.option(
         "--size",
         metavar="SIZE",
@@ -327,7 +343,7 @@ def preprocessing_options(command: Command) -> Command:
     metavar="FILE",
     help="Names of the classes: a JSON list, a JSON dictionary from index to label, or one label a line.",
 )
-@conversion_options
+@conversion_options(TARGETS)
 @provider_option
 @force_option
 @json_option

@@ -1,7 +1,10 @@
 """What the command line prints: reports and tables, by rich."""
 
+import os
+import re
+import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -17,9 +20,9 @@ from gbprewrite.report import Inspection
 from gbprewrite.runtime.explainer import Explainer
 from gbprewrite.verify import Verification
 
-PIPE_WIDTH = 160  # of a line that no terminal limits: node names are long
+PIPE_WIDTH = 100  # of a line that no terminal limits
 OWN_NAMES = ("explained_index_name", "target_name", "seed_name")  # in the record: what a file gains besides its maps
-NAMED = 2  # nodes named in a row that stands for many
+NO_FILE_NAME = r"[^\w.-]"  # characters of an input's name that are better kept out of a file's name
 
 Row = dict[str, Any]
 
@@ -27,7 +30,7 @@ Row = dict[str, Any]
 def console() -> Console:
     """Where to print; brackets in node names are no markup."""
     plain = Console(markup=False, highlight=False, emoji=False)
-    if not plain.is_terminal:
+    if not plain.is_terminal and "COLUMNS" not in os.environ:
         plain.width = PIPE_WIDTH
     return plain
 
@@ -41,14 +44,19 @@ def print_pairs(pairs: Mapping[str, str | Iterable[str]]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A titled table; nothing when it has no rows."""
-    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    """A table under its title; nothing when it has no rows."""
+    table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
     for column in table.columns:
         column.overflow = "fold"
     for row in rows:
         table.add_row(*map(str, row))
-    if table.row_count:
-        console().print(table)
+    if not table.row_count:
+        return
+    rich = console()
+    with rich.capture() as printed:
+        rich.print(table)
+    lines = ["", *([title, ""] if title else []), *printed.get().splitlines()]
+    print("\n".join(line.rstrip() for line in lines))  # rich fills every line up with blanks
 
 
 def conversion_facts(source: Path, path: Path, model: ModelProto) -> Row:
@@ -71,6 +79,7 @@ def conversion_facts(source: Path, path: Path, model: ModelProto) -> Row:
         "new_inputs": [row for row in inputs if row["name"] in gained],
         "new_outputs": [row for row in outputs if row["name"] in gained],
         "bytes": {"before": _bytes(source), "after": _bytes(path)},
+        "flaw": record["flaw"],
         "next": _next(path, inputs),
     }
 
@@ -78,7 +87,8 @@ def conversion_facts(source: Path, path: Path, model: ModelProto) -> Row:
 def _next(path: Path, inputs: Sequence[Row]) -> list[str]:
     """Commands that a new file is good for; photographs only where the one input may be one."""
     file = quote(str(path))
-    arrays = [quote(f"{row['name']}=x.npy") for row in inputs] if len(inputs) > 1 else ["x.npy"]
+    names = [row["name"] for row in inputs]
+    arrays = [quote(f"{name}={re.sub(NO_FILE_NAME, '_', name)}.npy") for name in names] if len(names) > 1 else ["x.npy"]
     is_photo = len(inputs) == 1 and (inputs[0]["shape"] is None or len(inputs[0]["shape"]) == 4)
     return [
         f"gbprewrite verify {file}",
@@ -104,6 +114,7 @@ def print_conversion(facts: Row) -> None:
             "pools": _counts(facts["pools"]),
             "new inputs": map(value_in_words, facts["new_inputs"]),
             "new outputs": map(value_in_words, facts["new_outputs"]),
+            "flaw": _flaw_in_words(facts["flaw"]),
             "next": facts["next"],
         }
     )
@@ -122,9 +133,8 @@ def print_inspection(path: Path, found: Inspection) -> None:
             **(_record_in_words(found.record) if found.record else {}),
         }
     )
-    methods = list(found.nonlinearities[0]["rules"]) if found.nonlinearities else []
-    rows = _alike(found.nonlinearities, lambda n: (n["kind"], n["role"], *n["rules"].values()))
-    print_table("nonlinearities, and the rule that each meets", ["", "kind", "role", *methods, "nodes"], rows)
+    columns = ["", "kind", "role", "method", "rule", "nodes"]
+    print_table("nonlinearities, and the rule that each meets", columns, _rule_rows(found.nonlinearities))
     print_table("pools", ["", "operator", "rule", "nodes"], _alike(found.pools, lambda p: (p["operator"], p["rule"])))
     missing = [{"node": o.node, "row": (o.operator, o.why)} for o in found.missing]
     print_table(
@@ -132,6 +142,7 @@ def print_inspection(path: Path, found: Inspection) -> None:
         ["", "operator", "why", "nodes"],
         _alike(missing, lambda o: o["row"]),
     )
+    console().print()
     if not found.nonlinearities:
         console().print("no nonlinearity lies between a float input and an output")
     console().print(f"every node by name: gbprewrite inspect {quote(str(path))} --json", soft_wrap=True)
@@ -141,8 +152,9 @@ def print_operators(rows: Sequence[Row]) -> None:
     """The table of `ops`: the operators with a rule, then those that carry no gradient."""
     ruled = [(row["operator"], row["formula"]) for row in rows if row["kind"] == "rule"]
     others = [row["operator"] for row in rows if row["kind"] != "rule"]
-    print_table(f"{len(ruled)} operators with a rule", ["operator", "rule"], ruled)
-    print_pairs({"no gradient": ", ".join(others)})
+    listed = textwrap.wrap(", ".join(others), console().width - len("no gradient  "))
+    print_pairs({"rules": f"of {len(ruled)} operators, listed below", "no gradient": listed})
+    print_table("", ["operator", "rule"], ruled)
 
 
 def run_facts(path: Path, named: Mapping[str, Any], explainer: Explainer) -> Row:
@@ -220,7 +232,22 @@ def _record_in_words(record: report.Record) -> dict[str, str | list[str]]:
         "explains": _score_in_words(record),
         "maps": [f"{m['output']} ({m['method']} of {m['input']})" for m in record["maps"]],
         "rectified": _counts(Counter(row["kind"] for row in record["rectifiers"])),
+        "flaw": _flaw_in_words(record.get("flaw")),
     }
+
+
+def _flaw_in_words(flaw: str | None) -> list[str]:
+    return [flaw] if flaw else []
+
+
+def _rule_rows(nonlinearities: Sequence[Row]) -> Iterator[list[Any]]:
+    """For each kind of nonlinearity a row for each method, or one row where all methods agree."""
+    for count, kind, role, rules, nodes in _alike(
+        nonlinearities, lambda n: (n["kind"], n["role"], tuple(n["rules"].items()))
+    ):
+        (first, rule), *others = rules if len({rule for _, rule in rules}) > 1 else [("all", rules[0][1])]
+        yield [count, kind, role, first, rule, nodes]
+        yield from (["", "", "", method, rule, ""] for method, rule in others)
 
 
 def _score_in_words(facts: Mapping[str, Any]) -> str:
@@ -231,7 +258,7 @@ def _score_in_words(facts: Mapping[str, Any]) -> str:
 
 
 def _alike(rows: Sequence[Row], key: Any) -> list[list[Any]]:
-    """Rows of the same key as one: how many, the key, and the first nodes."""
+    """Rows of the same key as one: how many, the key, and the first node."""
     groups: dict[Any, list[str]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row["node"])
@@ -239,8 +266,7 @@ def _alike(rows: Sequence[Row], key: Any) -> list[list[Any]]:
 
 
 def _some(nodes: Sequence[str]) -> str:
-    more = f" and {len(nodes) - NAMED} more" if len(nodes) > NAMED else ""
-    return ", ".join(map(str, nodes[:NAMED])) + more
+    return f"{nodes[0]} and {len(nodes) - 1} more" if len(nodes) > 1 else nodes[0]
 
 
 def _counts(counts: Mapping[str, int]) -> str:

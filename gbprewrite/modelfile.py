@@ -3,14 +3,14 @@
 import contextlib
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnx.external_data_helper import load_external_data_for_model
 
-from gbprewrite.errors import ModelError, OutputError
+from gbprewrite import files
+from gbprewrite.errors import ModelError
 
 PROTOBUF_LIMIT = 2_000_000_000  # a protobuf message ends at 2 GiB; beyond it weights go to a file of their own
 
@@ -56,18 +56,13 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], force: bool = Fal
     (unless `force`) or can't be written.
     """
     path = Path(path)
-    check_writable(path, force)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            part = Path(folder) / path.name
-            if is_large(model):
-                onnx.save(model, part, save_as_external_data=True, location=f"{path.name}.data")
-                os.replace(f"{part}.data", f"{path}.data")
-            else:
-                part.write_bytes(model.SerializeToString(deterministic=True))
-            os.replace(part, path)
-    except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror}. Choose another place with -o PATH.") from None
+    files.check_writable(path, force)
+    with files.whole(path) as part:
+        if is_large(model):
+            onnx.save(model, part, save_as_external_data=True, location=f"{path.name}.data")
+            os.replace(f"{part}.data", f"{path}.data")
+        else:
+            part.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def is_large(model: onnx.ModelProto) -> bool:
@@ -76,22 +71,6 @@ def is_large(model: onnx.ModelProto) -> bool:
         return bool(model.ByteSize() > PROTOBUF_LIMIT)
     except EncodeError:
         return True
-
-
-def check_writable(path: str | os.PathLike[str], force: bool = False) -> None:
-    """Raise OutputError now rather than after minutes of work."""
-    path = Path(path)
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder. Give the name of a file with -o PATH.")
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists. Use --force to overwrite it, or choose another place with -o PATH.")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"{path} can't be written: {error.strerror} ({path.parent}). Choose another place with -o PATH."
-        ) from None
 
 
 def sha256(model: onnx.ModelProto) -> str:

@@ -1,16 +1,17 @@
 """A converted model and its source, with inputs to try them on: what `verify` works with."""
 
 import contextlib
+import itertools
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 from gbprewrite import graft, reference, report
 from gbprewrite.convert import convert
@@ -25,6 +26,7 @@ AGREEMENT = 1e-2  # of the two evaluators' scores, relative; they differ by roun
 SECONDS_A_PASS = 10.0
 BATCH = 2  # where the model takes any
 SIDES = (64, 128, 256)  # tried in turn for the other dimensions of any size: the first that the network takes
+CHANNELS, CHANNEL_AXES = (3, 1), (1, -1)  # tried after that for a dimension that may be the channels
 
 
 def copied(model: ModelProto) -> ModelProto:
@@ -32,6 +34,22 @@ def copied(model: ModelProto) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(model)
     return copy
+
+
+def backward_part(model: ModelProto) -> dict[str, Any]:
+    """What a conversion added to a model, in a form that compares; facts about the source are left out."""
+    record = report.read_record(model)
+    assert record is not None
+    added, graph = record["added"], model.graph
+    gained = {m["output"] for m in record["maps"]}
+    gained |= {record[f"{role}_name"] for role in ("target", "seed", "explained_index")}
+    weights = graph.initializer[len(graph.initializer) - added["initializers"] :]
+    return {
+        "nodes": list(graph.node[len(graph.node) - added["nodes"] :]),
+        "constants": [(t.name, t.data_type, list(t.dims), numpy_helper.to_array(t).tobytes()) for t in weights],
+        "inputs and outputs": [v for v in (*graph.input, *graph.output) if v.name in gained],
+        "entries of the record": {name: value for name, value in record.items() if name not in ("source", "flaw")},
+    }
 
 
 class Trial:
@@ -73,8 +91,10 @@ class Trial:
     def _inputs(self, session: Session) -> tuple[Feeds, Array]:
         """Inputs that the source takes, and its score on them."""
         failure = "the score is not finite there"
-        for side in SIDES:
-            feeds = arrays.fit({s.name: self._array(s, side) for s in self.slots}, self.slots)
+        given = {s.name: self.given[s.name] for s in self.slots if s.name in self.given}
+        for shapes in self._shapes():
+            drawn = {s.name: self._random(s, shapes[s.name]) for s in self.slots if s.name in shapes}
+            feeds = arrays.fit({**given, **drawn}, self.slots)
             try:
                 score = session.run(feeds, [self.record["score"]])[self.record["score"]]
             except DataError as error:
@@ -84,10 +104,18 @@ class Trial:
                 return feeds, score
         raise DataError(f"no input was found that the model takes; give one with --input NAME=x.npy. Last: {failure}")
 
-    def _array(self, slot: arrays.Slot, side: int) -> Array:
-        if slot.name in self.given:
-            return np.asarray(self.given[slot.name])
-        shape = [d if isinstance(d, int) else side if axis else BATCH for axis, d in enumerate(slot.shape or ())]
+    def _shapes(self) -> Iterator[dict[str, list[int]]]:
+        """Shapes of the inputs to try; at last as of photographs, with the channels behind the batch or last."""
+        free = [s for s in self.slots if s.name not in self.given]
+        tried = [_shapes(free, side, side, None) for side in SIDES]
+        yield from tried  # where all of them are the same, other random numbers are worth a try
+        for axis, channels, side in itertools.product(CHANNEL_AXES, CHANNELS, SIDES):
+            shapes = _shapes(free, side, channels, axis)
+            if shapes not in tried:
+                tried.append(shapes)
+                yield shapes
+
+    def _random(self, slot: arrays.Slot, shape: Sequence[int]) -> Array:
         if slot.dtype.kind in "iub":  # an index or a switch: zero is the one value that is always there
             return np.zeros(shape, slot.dtype)
         return self.rng.normal(size=shape).astype(slot.dtype)
@@ -136,6 +164,26 @@ class Trial:
         for k, column in enumerate(index.reshape(shape[0], -1).T):
             classes[np.arange(shape[0]), column] += weights[k]
         return dy
+
+
+def _shapes(slots: Sequence[arrays.Slot], side: int, channels: int, axis: int | None) -> dict[str, list[int]]:
+    """A shape for each input, with a number of channels on an axis, if any, where the model takes any number."""
+
+    def key(slot: arrays.Slot, at: int, dim: str) -> str:
+        """Named dimensions have one size everywhere."""
+        return dim if dim != "?" else f"{slot.name}[{at}]"
+
+    def shape(slot: arrays.Slot) -> list[int]:
+        dims = enumerate(slot.shape or ())
+        return [d if isinstance(d, int) else sizes[key(slot, at, d)] if at else BATCH for at, d in dims]
+
+    named = [(s, at, d) for s in slots for at, d in enumerate(s.shape or ()) if isinstance(d, str)]
+    sizes = {key(*place): side for place in named}
+    for slot, at, dim in named:
+        rank = len(slot.shape or ())
+        if axis is not None and rank > 2 and at == axis % rank:
+            sizes[key(slot, at, dim)] = channels
+    return {s.name: shape(s) for s in slots}
 
 
 class Double:

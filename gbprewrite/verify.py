@@ -1,5 +1,6 @@
 """Does a converted model keep its promises on this machine?
 
+backward part       what this version of gbprewrite writes for the source
 original outputs    equal to the source's: bit for bit without graph optimisations, to rounding with them
 gradient            is the gradient: ⟨map, v⟩ = dS(x + t·v)/dt, by central differences of the explained score S,
                     both in float64 by ONNX's reference evaluator
@@ -17,12 +18,13 @@ import numpy as np
 from onnx import ModelProto
 
 from gbprewrite import modelfile, report
-from gbprewrite.convert import load
-from gbprewrite.errors import UsageError
+from gbprewrite.convert import blaming, convert, load
+from gbprewrite.errors import GbprewriteError, UsageError
 from gbprewrite.runtime import arrays
 from gbprewrite.runtime.explainer import load_converted, slots_of
-from gbprewrite.runtime.session import Session
-from gbprewrite.trial import Array, Double, Trial, relative_error
+from gbprewrite.runtime.session import Session, first_line
+from gbprewrite.trial import Array, Double, Trial, backward_part, relative_error
+from gbprewrite.version import __version__
 
 DIRECTIONS = 3  # random ones for each input
 RETRIES = 7  # further directions and smaller steps, where a kink of the network lies within the step
@@ -107,10 +109,12 @@ def verify(
         RuntimeUnavailable: no onnxruntime, or CUDA was asked for and does not load.
     """
     model, record = load_converted(converted)
-    trial = Trial(model, record, inputs or {}, providers)
-    double = Double(trial)
-    checks = [*_outputs(trial, source), *_derivatives(trial, double), *_maps(trial, double)]
-    return Verification(trial.ran_on, {name: list(a.shape) for name, a in trial.feeds.items()}, tuple(checks))
+    given = None if source is None else load(source)
+    with blaming(model):
+        trial = Trial(model, record, inputs or {}, providers)
+        double = Double(trial)
+        checks = [*_outputs(trial, given), _backward(trial, given), *_derivatives(trial, double), *_maps(trial, double)]
+        return Verification(trial.ran_on, {name: list(a.shape) for name, a in trial.feeds.items()}, tuple(checks))
 
 
 def _finite(error: float | None) -> float | None:
@@ -127,7 +131,7 @@ def _skipped(name: str, why: str) -> Check:
     return Check(name, "skipped", None, None, why)
 
 
-def _outputs(trial: Trial, source: Any) -> Iterator[Check]:
+def _outputs(trial: Trial, source: ModelProto | None) -> Iterator[Check]:
     """The original outputs against the source's."""
     model, note = _source(trial, source)
     limits = _limits(trial)
@@ -140,19 +144,38 @@ def _outputs(trial: Trial, source: Any) -> Iterator[Check]:
     yield _compared("original outputs, optimised", trial.found, theirs, relative_error, limits.outputs, words)
 
 
-def _source(trial: Trial, source: Any) -> tuple[ModelProto, str]:
+def _source(trial: Trial, source: ModelProto | None) -> tuple[ModelProto, str]:
     """What the converted model is compared with, and that in words."""
     if source is None:
         return trial.source, "against the source part of the file itself (--source MODEL compares with another file)"
-    model = load(source)
-    if {s.name for s in slots_of(model)} != set(trial.own):
+    if {s.name for s in slots_of(source)} != set(trial.own):
         raise UsageError(
-            f"the source given takes {arrays.listing(slots_of(model))}, and the converted model's source took "
+            f"the source given takes {arrays.listing(slots_of(source))}, and the converted model's source took "
             f"{arrays.listing(trial.slots)}: it is another model. Give the one that was converted."
         )
-    if modelfile.sha256(model) == trial.record["source"]["sha256"]:
-        return model, "against the source given"
-    return model, "against the source given, which is not the file that was converted (its sha256 differs)"
+    if modelfile.sha256(source) == trial.record["source"]["sha256"]:
+        return source, "against the source given"
+    return source, "against the source given, which is not the file that was converted (its sha256 differs)"
+
+
+def _backward(trial: Trial, source: ModelProto | None) -> Check:
+    """What the conversion added, against what it adds to the source now."""
+    name, version = "backward part, as this version writes it", trial.record["version"]
+    if version != __version__:
+        return _skipped(name, f"the file was written by gbprewrite {version}, and this is {__version__}")
+    note = "converted again from the " + ("source part of the file" if source is None else "source given")
+    try:
+        again = convert(trial.source if source is None else source, **trial.record["options"])
+    except (GbprewriteError, TypeError) as error:  # TypeError: the record has options that convert does not know
+        return Check(name, "failed", None, None, f"{note}, which stops: {first_line(error)}")
+    ours, wanted = backward_part(trial.model), backward_part(again)
+    wrong = [part for part in wanted if ours[part] != wanted[part]]
+    if wrong:
+        note += (
+            f", other {' and '.join(wrong)} come out. Either the file was changed, or it was written under a version "
+            "of onnx that infers other shapes"
+        )
+    return Check(name, "failed" if wrong else "passed", None, None, note)
 
 
 def _compared(

@@ -19,6 +19,7 @@ from gbprewrite import modelfile, report
 from gbprewrite.cli import default_path, main
 from tests.small import cnn, model, normal, run
 
+DIGITS = Path(__file__).parents[1] / "models" / "digits.onnx"
 Cli = Callable[..., Result]
 COMMANDS = sorted(main.commands)
 OPTIONS = [(name, p) for name in COMMANDS for p in main.commands[name].params if isinstance(p, click.Option)]
@@ -53,6 +54,18 @@ class TestHelp:
         text = " ".join(cli(name, "-h").output.split())
         assert option.opts[-1] in text
         assert " ".join(option.help.split()[:3]) in text
+
+    def test_explain_offers_no_run_time_targets(self, cli: Cli) -> None:
+        texts = {name: " ".join(cli(name, "--help").output.split()) for name in ("convert", "explain")}
+        assert {name: "given at run time" in text for name, text in texts.items()} == {
+            "convert": True,
+            "explain": False,
+        }
+
+    @pytest.mark.parametrize("name", ["scale", "mean", "std", "bgr"])
+    def test_defaults_of_the_values_are_the_preset_s(self, name: str) -> None:
+        (option,) = (p for p in main.commands["explain"].params if p.name == name)
+        assert option.help.endswith("Default: the preset's.")
 
     def test_version(self, cli: Cli) -> None:
         assert cli("--version").output == f"gbprewrite, version {gbprewrite.__version__}\n"
@@ -106,7 +119,31 @@ class TestConvert:
         assert found["new_inputs"] == [{"name": "target", "dtype": "int64", "shape": ["N"]}]
         assert [row["name"] for row in found["new_outputs"]] == ["image_guided", "explained_index"]
         assert found["bytes"] == {"before": cnn_path.stat().st_size, "after": Path(found["path"]).stat().st_size}
-        assert found["next"][-1] == f"gbprewrite run {found['path']} --input image=x.npy --input target=x.npy"
+        assert found["next"][-1] == f"gbprewrite run {found['path']} --input image=image.npy --input target=target.npy"
+
+    def test_names_of_array_files(self, tmp_path: Path, cli: Cli) -> None:
+        slashed = model("g (float[N, 3] x, float[N, 3] z) => (float[N, 3] y) { s = Mul (x, z) y = Relu (s) }")
+        for value, name in zip(slashed.graph.input, ("images/left:0", "z"), strict=True):
+            slashed.graph.node[0].input[:] = [name if old == value.name else old for old in slashed.graph.node[0].input]
+            value.name = name
+        modelfile.save(slashed, tmp_path / "m.onnx")
+        (*_, line) = facts(cli("convert", tmp_path / "m.onnx", "--json"))["next"]
+        assert line.endswith(" --input images/left:0=images_left_0.npy --input z=z.npy")
+
+    def test_flaw_of_the_source(self, tmp_path: Path, cli: Cli) -> None:
+        flawed = cnn()
+        flawed.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7  # it has 5
+        modelfile.save(flawed, tmp_path / "m.onnx")
+        text = cli("convert", tmp_path / "m.onnx").output
+        words = "the source itself does not pass ONNX's full check: "
+        assert f"flaw         {words}" in text
+        again = ("convert", tmp_path / "m.onnx", "-o", tmp_path / "again.onnx", "--json")
+        assert facts(cli(*again))["flaw"].startswith(words)
+        assert f"flaw       {words}" in cli("inspect", tmp_path / "m.guided.onnx").output
+
+    def test_no_flaw_no_line(self, cnn_path: Path, cli: Cli) -> None:
+        assert "\nflaw" not in cli("convert", cnn_path).output
+        assert "\nflaw" not in cli("inspect", cnn_path.with_name("cnn.guided.onnx")).output
 
     def test_quiet(self, cnn_path: Path, cli: Cli) -> None:
         assert cli("convert", cnn_path, "--quiet").output == ""
@@ -142,6 +179,7 @@ class TestConvert:
             ("m.guided+gradient.onnx", ("deconvnet",), "m.deconvnet.onnx"),
             ("m.pb", (), "m.pb.guided.onnx"),
             ("guided.onnx", (), "guided.guided.onnx"),
+            ("m.onnx", ("guided", "gradient", "guided"), "m.guided+gradient.onnx"),
         ],
     )
     def test_default_path(self, name: str, methods: tuple[str, ...], expected: str) -> None:
@@ -196,10 +234,10 @@ class TestRun:
 class TestVerify:
     def test_right(self, cnn_path: Path, converted: Path, cli: Cli) -> None:
         text = cli("verify", converted, "--source", cnn_path, "--provider", "cpu").output
-        assert "checks  5 passed" in text
+        assert "checks  6 passed" in text
         found = facts(cli("verify", converted, "--json"))
         assert found["ok"]
-        assert [check["status"] for check in found["checks"]] == ["passed"] * 5
+        assert [check["status"] for check in found["checks"]] == ["passed"] * 6
 
     def test_wrong(self, cnn_path: Path, converted: Path, cli: Cli) -> None:
         other = cnn()
@@ -217,6 +255,26 @@ class TestInspect:
         for words in ("image float32 [N, 3, 12, 12]", "rectifier", "GlobalAveragePool", "Softmax", "dx = dy · (x > 0)"):
             assert words in text
 
+    def test_parameters_are_the_source_s(self, cnn_path: Path, converted: Path, cli: Cli) -> None:
+        found = [facts(cli("inspect", path, "--json"))["parameters"] for path in (cnn_path, converted)]
+        assert found[0] == found[1]
+
+    def test_each_method_has_its_rule(self, tmp_path: Path, cli: Cli) -> None:
+        built = model(
+            "g (float[N, 3] x) => (float[N, 3] y) { a = Softplus (x) b = Relu (a) c = Relu (b) y = Relu (c) }"
+        )
+        for node in built.graph.node:
+            node.name = f"named_{node.output[0]}"
+        modelfile.save(built, tmp_path / "m.onnx")
+        rows = [" ".join(line.split()) for line in cli("inspect", tmp_path / "m.onnx").output.splitlines()]
+        for row in (
+            "1 Softplus activation all dx = dy · sigmoid x named_a",
+            "3 Relu rectifier gradient dx = dy · (x > 0) named_b and 2 more",
+            "guided dx = max(dy, 0) · (x > 0)",
+            "deconvnet dx = max(dy, 0)",
+        ):
+            assert row in rows
+
     def test_obstacles(self, tmp_path: Path, cli: Cli) -> None:
         modelfile.save(model("g (float[N, 3] x) => (float[N, 3] y) { a = Det2 (x) y = Relu (a) }"), tmp_path / "m.onnx")
         assert "no rule" in cli("inspect", tmp_path / "m.onnx").output
@@ -226,6 +284,14 @@ class TestInspect:
         for words in ("methods guided, gradient, target argmax", "image_guided (guided of image)", "rectified  2 Relu"):
             assert words in text
         assert facts(cli("inspect", converted, "--json"))["record"] == report.read_record(modelfile.load(converted))
+
+
+@pytest.mark.parametrize("arguments", [("ops",), ("inspect", DIGITS)], ids=["ops", "inspect"])
+def test_lines_in_a_pipe(arguments: tuple[object, ...], cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = cli(*arguments).output.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines == [line.rstrip() for line in lines]
 
 
 def test_ops(cli: Cli) -> None:

@@ -1,7 +1,9 @@
 """Sessions, arrays and the Explainer: where it runs, what it takes, what it gives, what it refuses."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import onnxruntime
 import pytest
 
 import gbprewrite
-from gbprewrite import DataError, Explainer, ModelError, RuntimeUnavailable, UsageError, modelfile
-from gbprewrite.runtime import arrayfiles, arrays
+from gbprewrite import DataError, Explainer, ModelError, OutputError, RuntimeUnavailable, UsageError, modelfile
+from gbprewrite.runtime import arrayfiles, arrays, pictures
 from gbprewrite.runtime import session as sessions
 from gbprewrite.runtime.session import CPU, CUDA, Session
 from tests.small import cnn, model, normal, run
@@ -41,9 +43,10 @@ class TestProvider:
     def test_cpu_is_named(self) -> None:
         assert Explainer(cnn(), providers="cpu").provider == "cpu"
 
-    def test_unknown(self) -> None:
+    @pytest.mark.parametrize("provider", ["tpu", ["cpu"], None, ("CPUExecutionProvider",)])
+    def test_unknown(self, provider: Any) -> None:
         with pytest.raises(UsageError, match="auto, cuda, cpu"):
-            Session(cnn(), "tpu")
+            Explainer(cnn(), providers=provider)
 
     def test_cuda_that_is_not_built_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
@@ -214,6 +217,15 @@ class TestExplainer:
             Explainer(cnn(), target="input", providers="cpu")(X, targets=targets)
         assert f"sample 2 (target {targets[2]}), 4 (target {targets[4]})" in str(raised.value)
 
+    def test_target_out_of_range_of_a_score_of_another_batch(self) -> None:
+        """Two rows of six, four scores; the maps of all samples are NaN then."""
+        explainer = Explainer(cnn(), "gradient", "input", providers="cpu")
+        for targets in ([7], [0, 1, 7, 1]):
+            with pytest.raises(DataError, match=rf"'logits' \(targets {', '.join(map(str, targets))}\)"):
+                explainer._check_targets(
+                    {"image": X[:2], "target": np.array(targets)}, {"image_gradient": np.full_like(X[:2], np.nan)}
+                )
+
     def test_nan_that_came_in_is_no_bad_target(self) -> None:
         square = Explainer(model("g (float[N, 1] x) => (float[N, 1] y) { y = Mul (x, x) }"), "gradient", "input")
         found = square(np.array([[3], [np.nan]]), targets=0)
@@ -283,9 +295,51 @@ class TestConvertedFile:
             Explainer(path, providers="cpu", **options)
         assert words in str(raised.value)
 
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"optimize_for": "auto", "inputs": (), "rectify": [], "prefix": "", "class_axis": None, "opset": None},
+            {"target": "2", "through_softmax": False, "class_axis": 1, "opset": 18},
+        ],
+    )
+    def test_what_comes_to_the_same_contradicts_nothing(self, path: Path, options: dict[str, Any]) -> None:
+        assert len(Explainer(path, providers="cpu", **options)(X).maps) == 2
+
+    def test_what_the_file_was_made_with_contradicts_nothing(self, tmp_path: Path) -> None:
+        options: dict[str, Any] = {"optimize_for": "portable", "rectify": ("Elu",), "prefix": "a_", "opset": 20}
+        path = tmp_path / "options.onnx"
+        modelfile.save(gbprewrite.convert(cnn(), **options), path)
+        assert list(Explainer(path, providers="cpu", **options)(X).maps) == ["a_image_guided"]
+        for name, value in {"prefix": "b_", "optimize_for": "auto", "opset": 21}.items():
+            with pytest.raises(UsageError, match=f"{name}={value!r} can't be had"):
+                Explainer(path, providers="cpu", **{**options, name: value})
+
     def test_replace(self, path: Path) -> None:
         found = Explainer(path, "deconvnet", replace=True, providers="cpu")(X)
         np.testing.assert_array_equal(found.map("deconvnet"), Explainer(cnn(), "deconvnet", providers="cpu")(X).map())
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: modelfile.save(cnn(), path, force=True),
+        lambda path: arrayfiles.save(path, {"x": X}, force=True),
+        lambda path: pictures.write(path, b"PNG"),
+    ],
+    ids=["model", "arrays", "picture"],
+)
+def test_files_are_written_whole_or_not_at_all(
+    write: Callable[[Path], None], error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise error
+
+    (tmp_path / "file").write_text("before")
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt, match=r"No space left|^$"):
+        write(tmp_path / "file")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "before")]
 
 
 class TestArrayFiles:

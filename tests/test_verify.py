@@ -1,5 +1,6 @@
 """`verify` passes what is right and fails what is not."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,24 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 import gbprewrite
-from gbprewrite import ModelError, UsageError, modelfile, trial
+from gbprewrite import ModelError, UsageError, modelfile, report, trial
 from tests.small import cnn, model, normal
 
 METHODS = ["guided", "deconvnet", "gradient"]
-BIT_FOR_BIT, OPTIMISED, DERIVATIVES = (
+BIT_FOR_BIT, OPTIMISED, BACKWARD, DERIVATIVES = (
     "original outputs, bit for bit",
     "original outputs, optimised",
+    "backward part, as this version writes it",
     "directional derivatives of image",
 )
 
 
 def results(found: gbprewrite.Verification) -> dict[str, str]:
     return {check.name: check.status for check in found.checks}
+
+
+def note(found: gbprewrite.Verification, name: str) -> str:
+    return next(check.note for check in found.checks if check.name == name)
 
 
 def scaled(converted: ModelProto, output: str, factor: float) -> ModelProto:
@@ -46,7 +52,7 @@ def other_weights() -> ModelProto:
 @pytest.mark.parametrize("target", ["argmax", 3, [4, 1], "topk:2", "input", "seed", "unit:2"])
 def test_right_models_pass(target: Any) -> None:
     found = gbprewrite.verify(gbprewrite.convert(cnn(), METHODS, target), cnn(), providers="cpu")
-    assert len(found.checks) == 6
+    assert len(found.checks) == 7
     assert set(results(found).values()) == {"passed"}
     assert found.ok
 
@@ -55,7 +61,7 @@ def test_right_models_pass(target: Any) -> None:
 def test_gradient_is_made_where_the_file_holds_none(options: dict[str, Any]) -> None:
     found = gbprewrite.verify(gbprewrite.convert(cnn(), "guided", **options), providers="cpu")
     assert results(found)[DERIVATIVES] == "passed"
-    assert "holds no gradient" in found.checks[2].note
+    assert "holds no gradient" in note(found, DERIVATIVES)
 
 
 def test_several_inputs() -> None:
@@ -65,7 +71,7 @@ def test_several_inputs() -> None:
     }"""
     found = gbprewrite.verify(gbprewrite.convert(model(text), "gradient"), providers="cpu")
     assert found.inputs == {"a": [2, 3, 64, 64], "b": [2, 3, 64, 64]}
-    assert [c.name for c in found.checks[2:4]] == ["directional derivatives of a", "directional derivatives of b"]
+    assert [c.name for c in found.checks[3:5]] == ["directional derivatives of a", "directional derivatives of b"]
     assert found.ok
 
 
@@ -85,6 +91,7 @@ def test_wrong_gradient_fails(factor: float) -> None:
     assert results(found) == {
         BIT_FOR_BIT: "passed",
         OPTIMISED: "passed",
+        BACKWARD: "failed",
         DERIVATIVES: "failed",
         "gradient map of image": "passed",  # it is what the file says
     }
@@ -107,7 +114,7 @@ def test_wrong_run_fails(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_source_fails() -> None:
     found = gbprewrite.verify(gbprewrite.convert(cnn()), other_weights(), providers="cpu")
     assert (results(found)[BIT_FOR_BIT], results(found)[OPTIMISED]) == ("failed", "failed")
-    assert "sha256 differs" in found.checks[0].note
+    assert "sha256 differs" in note(found, BIT_FOR_BIT)
 
 
 def test_outputs_that_vanished_fail() -> None:
@@ -116,7 +123,7 @@ def test_outputs_that_vanished_fail() -> None:
     more.graph.output.append(onnx.ValueInfoProto(name="logits"))
     found = gbprewrite.verify(converted, more, providers="cpu")
     assert results(found)[BIT_FOR_BIT] == "failed"
-    assert "outputs are missing: logits" in found.checks[0].note
+    assert "outputs are missing: logits" in note(found, BIT_FOR_BIT)
 
 
 def test_model_of_other_inputs() -> None:
@@ -132,7 +139,7 @@ def test_where_float64_is_too_slow(factor: float, status: str, monkeypatch: pyte
     converted = scaled(gbprewrite.convert(cnn(), ["gradient", "guided"]), "image_gradient", factor)
     found = gbprewrite.verify(converted, providers="cpu")
     assert results(found)[DERIVATIVES] == status
-    assert "in float32 by onnxruntime, since a forward pass" in found.checks[2].note
+    assert "in float32 by onnxruntime, since a forward pass" in note(found, DERIVATIVES)
     assert results(found)["guided map of image"] == "skipped"
     assert "forward pass" in found.checks[-1].note
 
@@ -140,11 +147,146 @@ def test_where_float64_is_too_slow(factor: float, status: str, monkeypatch: pyte
 def test_flat_score_is_skipped_and_said() -> None:
     dead = gbprewrite.convert(model("g (float[N, 3] x) => (float[N, 3] y) { a = Relu (x) b = Neg (a) y = Relu (b) }"))
     found = gbprewrite.verify(dead, providers="cpu")
-    assert found.checks[2].status == "skipped"
-    assert "--input" in found.checks[2].note
+    assert results(found)["directional derivatives of x"] == "skipped"
+    assert "--input" in note(found, "directional derivatives of x")
 
 
 def test_source_is_no_converted_model(tmp_path: Path) -> None:
     modelfile.save(cnn(), tmp_path / "source.onnx")
     with pytest.raises(ModelError, match="no converted model"):
         gbprewrite.verify(tmp_path / "source.onnx")
+
+
+def without_rectifying(converted: ModelProto) -> None:
+    """The Relu nodes of guided backpropagation do nothing: the maps are plain gradients then."""
+    (count,) = {report.read_record(converted)["added"]["nodes"]}
+    for node in converted.graph.node[-count:]:
+        if node.op_type == "Relu":
+            node.op_type = "Identity"
+
+
+def other_constant(converted: ModelProto) -> None:
+    """The number of positions that the pool averages."""
+    (tensor,) = (t for t in converted.graph.initializer[5:] if t.data_type == onnx.TensorProto.FLOAT)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(2), tensor.name))
+
+
+def other_shape(converted: ModelProto) -> None:
+    converted.graph.output[-1].type.tensor_type.shape.dim[0].dim_param = "M"
+
+
+def other_method(converted: ModelProto) -> None:
+    """The record calls a guided map a gradient."""
+    record = report.read_record(converted)
+    (row,) = record["maps"]
+    report.write_record(converted, {**record, "methods": ["deconvnet"], "maps": [{**row, "method": "deconvnet"}]})
+
+
+def unknown_option(converted: ModelProto) -> None:
+    record = report.read_record(converted)
+    report.write_record(converted, {**record, "options": {**record["options"], "colour": "red"}})
+
+
+def impossible_option(converted: ModelProto) -> None:
+    record = report.read_record(converted)
+    report.write_record(converted, {**record, "options": {**record["options"], "score": "nose"}})
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["source part", "source given"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without_rectifying, "other nodes come out"),
+        (other_constant, "other constants come out"),
+        (other_shape, "other inputs and outputs come out"),
+        (other_method, "other entries of the record come out"),
+        (unknown_option, "colour"),
+        (impossible_option, "no such tensor"),
+    ],
+)
+def test_changed_files_fail(change: Callable[[ModelProto], None], words: str, given: bool) -> None:
+    converted = gbprewrite.convert(cnn(), "guided")
+    change(converted)
+    found = gbprewrite.verify(converted, cnn() if given else None, providers="cpu")
+    assert {name for name, status in results(found).items() if status == "failed"} == {BACKWARD}
+    assert words in note(found, BACKWARD)
+    assert ("source given" if given else "source part") in note(found, BACKWARD)
+
+
+def test_lost_output_fails() -> None:
+    """The only output of the source: nothing is left to compare then, and that must not pass."""
+    converted = gbprewrite.convert(cnn(), "guided")
+    del converted.graph.output[0]
+    found = gbprewrite.verify(converted, providers="cpu")
+    assert results(found)[BACKWARD] == "failed"
+    assert "no output depends on a float input" in note(found, BACKWARD)
+
+
+def test_a_record_that_contradicts_the_model() -> None:
+    converted = gbprewrite.convert(cnn(), "gradient")
+    report.write_record(converted, {**report.read_record(converted), "class_axis": 5})
+    with pytest.raises(ModelError, match="values contradict each other"):
+        gbprewrite.verify(converted, providers="cpu")
+
+
+def test_another_version_is_not_held_to_this_one() -> None:
+    converted = gbprewrite.convert(cnn(), "guided")
+    report.write_record(converted, {**report.read_record(converted), "version": "0.0.9"})
+    found = gbprewrite.verify(converted, providers="cpu")
+    assert results(found)[BACKWARD] == "skipped"
+    assert "written by gbprewrite 0.0.9" in note(found, BACKWARD)
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        (cnn(9), {}),
+        (cnn(11), {"prefix": "my_", "target": "topk:2", "method": METHODS, "optimize_for": "portable"}),
+        (
+            cnn(13),
+            {"opset": 20, "class_axis": 1, "through_softmax": True, "inputs": ["image"], "score": "probabilities"},
+        ),
+        (
+            model(
+                """g (float[N, 3] x, float[3] w) => (float[N, 3] y) {
+                    a = BatchNormalization (x, s, s, s, s)
+                    b = Upsample <mode = "nearest"> (a, scales)
+                    c = Elu (b)
+                    d = Mul (c, w)
+                    y = Relu (d)
+                }""",
+                9,
+                3,
+                w=normal(3),
+                s=np.ones(3, np.float32),
+                scales=np.float32([1, 1]),
+            ),
+            {"method": METHODS, "rectify": ["Elu"], "target": "input"},
+        ),
+    ],
+    ids=["opset 9", "portable, with a prefix", "higher opset", "IR 3, with upgraded operators"],
+)
+@pytest.mark.parametrize("given", [False, True], ids=["source part", "source given"])
+def test_normalised_sources_convert_to_the_same(source: ModelProto, options: dict[str, Any], given: bool) -> None:
+    found = gbprewrite.verify(gbprewrite.convert(source, **options), source if given else None, providers="cpu")
+    assert results(found)[BACKWARD] == "passed"
+    assert found.ok
+
+
+@pytest.mark.parametrize("channels", [1, 3, 64])
+@pytest.mark.parametrize("perm", [[0, 1, 2, 3], [0, 3, 1, 2]], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dims", ["N, H, W, C", "?, ?, ?, ?"])
+def test_open_dimensions_of_any_layout(dims: str, perm: list[int], channels: int) -> None:
+    text = f"""g (float[N, H, W, C] x) => (float[N, 4] y) {{
+        t = Transpose <perm = {perm}> (x)
+        a = Conv (t, w)
+        b = Relu (a)
+        p = GlobalAveragePool (b)
+        y = Flatten (p)
+    }}"""
+    source = model(text, w=normal(4, channels, 2, 2))
+    for dim, name in zip(source.graph.input[0].type.tensor_type.shape.dim, dims.split(", "), strict=True):
+        dim.Clear() if name == "?" else dim.CopyFrom(onnx.TensorShapeProto.Dimension(dim_param=name))
+    converted = gbprewrite.convert(source)
+    tried = trial.Trial(converted, report.read_record(converted), {}, "cpu")
+    assert tried.own["x"].shape[perm[1]] == channels

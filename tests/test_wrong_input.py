@@ -3,6 +3,7 @@
 Nothing is written, and no traceback is shown.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import pytest
 from click.testing import Result
 from onnx import helper
 from onnx.external_data_helper import convert_model_to_external_data
+from PIL import Image
 
 import gbprewrite
-from gbprewrite import modelfile
+from gbprewrite import modelfile, report
 from tests.small import cnn, model, normal
 
 
@@ -37,6 +39,22 @@ def _unsupported(folder: Path) -> None:
     unsupported.graph.node[1].domain = "com.example"
     unsupported.opset_import.append(helper.make_opsetid("com.example", 1))
     onnx.save(unsupported, folder / "unsupported.onnx")
+
+
+def _damaged(folder: Path) -> None:
+    """Converted files that other hands have changed."""
+    lost_map, lost_constant, types, text, old = (gbprewrite.convert(cnn()) for _ in range(5))
+    del lost_map.graph.output[1]
+    del lost_constant.graph.initializer[-1]
+    record = report.read_record(types)
+    report.write_record(types, {**record, "maps": [1]})
+    report.write_record(old, {name: value for name, value in record.items() if name != "options"})
+    text.metadata_props[0].value = "no JSON"
+    onnx.save(lost_map, folder / "lost_map.onnx")
+    onnx.save(lost_constant, folder / "lost_constant.onnx")
+    onnx.save(types, folder / "types.onnx")
+    onnx.save(text, folder / "no_json.onnx")
+    onnx.save(old, folder / "no_options.onnx")
 
 
 def _write(folder: Path) -> None:
@@ -66,8 +84,13 @@ def _write(folder: Path) -> None:
     old.opset_import.append(helper.make_opsetid("", 5))
     onnx.save(old, folder / "old.onnx")
     modelfile.save(gbprewrite.convert(cnn()), folder / "converted.onnx")
+    modelfile.save(gbprewrite.convert(cnn()), folder / "c.guided.onnx")
     modelfile.save(gbprewrite.convert(cnn(), target="input"), folder / "by_target.onnx")
+    _damaged(folder)
     (folder / "taken.onnx").write_text("precious")
+    (folder / "link.onnx").symlink_to("good.onnx")
+    os.link(folder / "good.onnx", folder / "hard.onnx")
+    Image.new("RGB", (12, 12)).save(folder / "photo.png")
     np.save(folder / "x.npy", normal(2, 3, 12, 12))
     np.save(folder / "wide.npy", normal(2, 3, 12, 13))
     np.save(folder / "target.npy", np.array([0, 5]))
@@ -109,6 +132,18 @@ CONVERT: list[tuple[str, int, list[str]]] = [
     ("good.onnx -o absent/new.onnx", 1, ["absent/new.onnx can't be written: No such file", "-o PATH"]),
     ("good.onnx -o taken.onnx/new.onnx", 1, ["new.onnx can't be written: Not a directory", "-o PATH"]),
     ("good.onnx -o folder.onnx --force", 1, ["folder.onnx is a folder", "-o PATH"]),
+    *(
+        (f"{line} --force", 2, ["is the model that is read", "would be overwritten", "-o PATH"])
+        for line in (
+            "good.onnx -o good.onnx",
+            "good.onnx -o ./good.onnx",
+            "good.onnx -o link.onnx",
+            "good.onnx -o hard.onnx",
+            "link.onnx -o good.onnx",
+            "converted.onnx --replace -o converted.onnx",
+            "c.guided.onnx --replace",
+        )
+    ),
 ]
 OTHERS: list[tuple[str, int, list[str]]] = [
     *((f"inspect {name}.onnx", 1, words) for name, words in (("text", ["not an ONNX"]), ("empty", ["is empty"]))),
@@ -121,12 +156,28 @@ OTHERS: list[tuple[str, int, list[str]]] = [
     ("run converted.onnx --input x.npy --provider cuda", 1, ["provider 'cuda'", "gbprewrite[gpu]"]),
     ("run by_target.onnx --input image=x.npy", 2, ["takes its target at run time", "--input target=FILE"]),
     ("run by_target.onnx --input image=x.npy --input target=target.npy", 1, ["does not exist", "sample 1 (target 5)"]),
+    ("run converted.onnx --input x.npy -o converted.onnx --force", 2, ["is the model that is read", "-o PATH"]),
     ("verify good.onnx", 1, ["good.onnx is no converted model", "gbprewrite convert"]),
     ("verify converted.onnx --source elu.onnx", 2, ["it is another model", "image"]),
     ("verify converted.onnx --source text.onnx", 1, ["text.onnx is not an ONNX model"]),
     ("verify converted.onnx --input image=wide.npy", 1, ["must be 12"]),
 ]
-ROWS = [(f"convert {arguments}", status, words) for arguments, status, words in CONVERT] + OTHERS
+DAMAGED = [
+    (f"{command}", 1, ["the record that gbprewrite keeps", "is damaged", "Convert the source model again"])
+    for name in ("lost_map", "types", "no_json", "no_options")
+    for command in (
+        f"inspect {name}.onnx",
+        f"run {name}.onnx --input x.npy",
+        f"verify {name}.onnx",
+        f"explain {name}.onnx photo.png",
+        f"convert {name}.onnx --replace -o new.onnx",
+    )
+] + [
+    ("run lost_constant.onnx --input x.npy", 1, ["can't load the model", "grad/constant"]),
+    ("explain lost_constant.onnx photo.png", 1, ["can't load the model", "grad/constant"]),
+    ("verify lost_constant.onnx", 1, ["can't load the model", "b3"]),
+]
+ROWS = [(f"convert {arguments}", status, words) for arguments, status, words in CONVERT] + OTHERS + DAMAGED
 
 
 @pytest.fixture
@@ -156,6 +207,24 @@ def test_one_clear_error(line: str, status: int, words: list[str], folder: Path,
     assert "\n\n" not in result.stderr
     assert "Traceback" not in result.stderr
     assert contents(folder) == before
+
+
+EMPTY = ["target", "score", "input", "rectify"]
+
+
+@pytest.mark.parametrize("command", ["convert good.onnx", "explain good.onnx photo.png"])
+@pytest.mark.parametrize("option", EMPTY)
+def test_empty_texts_are_no_values(command: str, option: str, folder: Path, cli: Callable[..., Result]) -> None:
+    """As a shell variable that is not set gives them."""
+    before = contents(folder)
+    result = cli(*command.split(), f"--{option}", "")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"--{option} was given an empty text" in result.stderr
+    assert contents(folder) == before
+
+
+def test_an_empty_prefix_is_one(folder: Path, cli: Callable[..., Result]) -> None:
+    assert cli("convert", "good.onnx", "--prefix", "", "-q").exit_code == 0
 
 
 @pytest.mark.parametrize(

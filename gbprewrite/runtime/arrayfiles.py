@@ -1,7 +1,6 @@
 """Arrays from .npy and .npz files, and into one."""
 
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gbprewrite import modelfile
-from gbprewrite.errors import DataError, OutputError, UsageError
+from gbprewrite import files
+from gbprewrite.errors import DataError, UsageError
 from gbprewrite.runtime import arrays
 
 Array = NDArray[Any]
@@ -63,15 +62,9 @@ def _read(path: Path) -> Array | dict[str, Array]:
 def save(path: str | os.PathLike[str], named: Mapping[str, Any], force: bool = False) -> None:
     """Write an .npz file: the whole file, or nothing. Raises OutputError."""
     path = Path(path)
-    modelfile.check_writable(path, force)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            part = Path(folder) / path.name
-            # numpy.savez would take names such as "file" for its own arguments.
-            with zipfile.ZipFile(part, "w") as archive:
-                for name, value in named.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, np.asanyarray(value), allow_pickle=False)
-            os.replace(part, path)
-    except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror}. Choose another place with -o PATH.") from None
+    files.check_writable(path, force)
+    # numpy.savez would take names such as "file" for its own arguments.
+    with files.whole(path) as part, zipfile.ZipFile(part, "w") as archive:
+        for name, value in named.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(value), allow_pickle=False)

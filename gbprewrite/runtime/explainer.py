@@ -188,12 +188,18 @@ class Explainer:
             rows = range(len(maps[name]))
             void = [i for i in rows if np.isnan(maps[name][i]).all() and np.isfinite(feeds[x][i]).all()]
             if void:
-                given = feeds[self.record["target_name"]] if self.record["target_name"] else None
-                said = [f"{i} (target {given[i]})" if given is not None else str(i) for i in void]
                 raise DataError(
-                    f"the target does not exist in the score {self.record['score']!r} of sample {', '.join(said)}, "
-                    "counting from 0. Give the index of a class that the model has."
+                    f"the target does not exist in the score {self.record['score']!r}"
+                    f"{self._where(feeds, void, len(rows))}. Give the index of a class that the model has."
                 )
+
+    def _where(self, feeds: Mapping[str, Array], void: Sequence[int], count: int) -> str:
+        """Which samples have no such target, and which one that is; a score may have another batch than the input."""
+        given = feeds[self.record["target_name"]] if self.record["target_name"] else None
+        if given is not None and len(given) != count:
+            return f" (targets {', '.join(map(str, given))})"
+        said = [f"{i} (target {given[i]})" if given is not None else str(i) for i in void]
+        return f" of sample {', '.join(said)}, counting from 0"
 
 
 def load_converted(model: str | os.PathLike[str] | ModelProto) -> tuple[ModelProto, report.Record]:
@@ -231,7 +237,11 @@ def _check_agreement(
         against.append(f"target {target!r}")
     if options.get("score") not in (None, record["score"], record["output"]):
         against.append(f"score {options['score']!r}")
-    against += [f"{name}={value!r}" for name, value in options.items() if name not in ("score", "replace") and value]
+    for name, value in options.items():
+        plain = list(value) if isinstance(value, tuple) else value  # as JSON has it
+        # The record itself holds what an option that was left out came to.
+        if name not in ("score", "replace") and value and plain not in (record["options"].get(name), record.get(name)):
+            against.append(f"{name}={value!r}")
     if against:
         raise UsageError(
             f"the model is a converted one, with methods {', '.join(record['methods'])}, target {record['target']!r}, "

@@ -5,7 +5,6 @@ A picture is rows of panels: `panel` makes one out of a map, `compose` arranges 
 
 import io
 import os
-import tempfile
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from PIL import Image
 
+from gbprewrite import files
 from gbprewrite.errors import DataError, OutputError
 
 Array = npt.NDArray[Any]
@@ -115,15 +115,13 @@ def compose(rows: Sequence[Row]) -> bytes:
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file whole or not at all, in a folder that need not exist. Raises OutputError."""
-    path = Path(path)
+    path, advice = Path(path), "Choose another place with -o DIR."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            part = Path(folder) / path.name
-            part.write_bytes(data)
-            os.replace(part, path)
     except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror}. Choose another place with -o DIR.") from None
+        raise OutputError(f"{path} can't be written: {error.strerror}. {advice}") from None
+    with files.whole(path, advice) as part:
+        part.write_bytes(data)
 
 
 def _strongest(values: Array) -> float:

@@ -43,7 +43,7 @@ class Session:
         default). Raises UsageError for an unknown provider, RuntimeUnavailable when there is no onnxruntime or CUDA
         does not load, ModelError when onnxruntime refuses the model.
         """
-        if provider not in PROVIDERS:
+        if not isinstance(provider, str) or provider not in PROVIDERS:
             raise UsageError(f"provider {provider!r} is unknown. Choose from {', '.join(PROVIDERS)}.")
         ort = runtime()
         wanted = PROVIDERS[provider]
@@ -76,6 +76,8 @@ class Session:
     def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """Name -> value of the outputs (all by default). Raises DataError when onnxruntime stops."""
         names = list(outputs) if outputs is not None else [o.name for o in self.session.get_outputs()]
+        if not names:
+            return {}  # onnxruntime refuses to compute nothing
         try:
             return dict(zip(names, self.session.run(names, dict(feeds)), strict=True))
         except Exception as error:  # onnxruntime's exceptions have no base of their own
