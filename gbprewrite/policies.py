@@ -44,6 +44,10 @@ ACTIVATIONS = (
 )
 GATES = ("HardSigmoid", "Sigmoid", "Tanh")
 OTHERS = ("Abs", "Hardmax", "LogSoftmax", "Max", "Min", "Softmax", "Where")  # never activations in this sense
+MOVES = (
+    *("Cast", "Expand", "Gather", "Identity", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Transpose"),
+    "Unsqueeze",
+)
 POOLS = (
     *("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool", "MaxRoiPool"),
     "MaxUnpool",
@@ -87,7 +91,8 @@ def nonlinearity(node: gs.Node) -> Nonlinearity | None:
 
 def is_gate(node: gs.Node) -> bool:
     """Whether an output multiplies another value: a squeeze-and-excitation gate rather than an activation."""
-    seen, todo = set(), [node.outputs[0]]
+    seen: set[int] = set()
+    todo = [node.outputs[0]]
     while todo:
         tensor = todo.pop()
         for consumer in tensor.outputs:
@@ -96,8 +101,8 @@ def is_gate(node: gs.Node) -> bool:
             seen.add(id(consumer))
             if consumer.op == "Mul" and not any(isinstance(t, gs.Constant) for t in consumer.inputs):
                 return True
-            if consumer.op in ("Reshape", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Cast", "Identity", "Resize"):
-                todo.append(consumer.outputs[0])
+            if consumer.op in MOVES:
+                todo += consumer.outputs
     return False
 
 

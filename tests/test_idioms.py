@@ -64,6 +64,10 @@ IDIOMS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "relu of Where": ("p = GreaterOrEqual (x, zero) y = Where (p, x, zero)", [("Relu", "rectifier")]),
     "relu6": ("y = Clip (x, zero, six)", [("Clip(x, 0, 6)", "rectifier")]),
     "gate": ("s = Sigmoid (x) e = Exp (x) y = Mul (e, s)", [("Sigmoid", "gate")]),
+    "gate by one half": (
+        "s = Sigmoid (x) h, k = Split <axis = 1, num_outputs = 2> (s) m = Mul (h, k) y = Concat <axis = 1> (m, m)",
+        [("Sigmoid", "gate")],
+    ),
     # Near misses keep their parts.
     "hard-sigmoid, rounded constant": (
         "a = Add (x, three) b = Clip (a, zero, six) y = Mul (b, off)",
