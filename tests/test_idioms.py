@@ -64,10 +64,6 @@ IDIOMS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "relu of Where": ("p = GreaterOrEqual (x, zero) y = Where (p, x, zero)", [("Relu", "rectifier")]),
     "relu6": ("y = Clip (x, zero, six)", [("Clip(x, 0, 6)", "rectifier")]),
     "gate": ("s = Sigmoid (x) e = Exp (x) y = Mul (e, s)", [("Sigmoid", "gate")]),
-    "gate by one half": (
-        "s = Sigmoid (x) h, k = Split <axis = 1, num_outputs = 2> (s) m = Mul (h, k) y = Concat <axis = 1> (m, m)",
-        [("Sigmoid", "gate")],
-    ),
     # Near misses keep their parts.
     "hard-sigmoid, rounded constant": (
         "a = Add (x, three) b = Clip (a, zero, six) y = Mul (b, off)",
@@ -118,3 +114,9 @@ def test_rectify_all_acts_once(name: str) -> None:
     found = evaluate(built, {"x": x, "seed": dy})
     np.testing.assert_allclose(found["x_guided"], np.where(dy > 0, found["x_gradient"], 0), atol=1e-6)
     np.testing.assert_array_equal(found["x_deconvnet"], np.maximum(dy, 0))
+
+
+def test_a_gate_is_followed_through_what_cuts_it() -> None:
+    body = "s = Sigmoid (x) h, k = Split <axis = 1, num_outputs = 2> (s) m = Mul (h, k) y = Concat <axis = 1> (m, m)"
+    (row,) = gbprewrite.inspect(source_of(body)).nonlinearities
+    assert (row["kind"], row["role"]) == ("Sigmoid", "gate")
