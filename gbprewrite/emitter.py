@@ -25,7 +25,6 @@ class Emitter:
         self.prefix = prefix
         self.portable = portable
         self.nodes: list[gs.Node] = []
-        self.constants: list[gs.Constant] = []
         self.scope = "grad"
         self._names: set[str] = {n.name for n in forward.nodes}
         self._known: dict[Any, list[Tensor]] = {}
@@ -72,7 +71,6 @@ class Emitter:
         if key not in self._constants:
             made = gs.Constant(self.unique(f"{self.prefix}grad/constant"), array)
             self._constants[key] = made
-            self.constants.append(made)
         return self._constants[key]
 
     def name(self, tensor: Tensor, name: str) -> Tensor:

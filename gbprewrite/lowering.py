@@ -136,8 +136,8 @@ class Builder(Shapes):
         window = self.window(x, self._kernel(w, kernel_shape), **attributes)
         turned = self._turned_conv(dy, x, w, window, group)
         if turned is not None:
-            return self._shaped(turned, x)
-        return self._shaped(self.transposed(dy, w, window, self.dims(x)[2:], group), x)
+            return self.shaped_like(turned, x)
+        return self.shaped_like(self.transposed(dy, w, window, self.dims(x)[2:], group), x)
 
     @staticmethod
     def _kernel(w: Tensor, stated: Sequence[int] | None) -> Sequence[Any]:
@@ -203,7 +203,7 @@ class Builder(Shapes):
             pads=[*window.begin, *window.end],
         )  # fmt: skip
         sizes = self.dims(x)[2:]
-        return self._shaped(self.slice(made, list(range(2, rank(x))), [0] * len(sizes), sizes), x)
+        return self.shaped_like(self.slice(made, list(range(2, rank(x))), [0] * len(sizes), sizes), x)
 
     def conv_transpose_weight_grad(self, dy: Tensor, x: Tensor, w: Tensor, **attributes: Any) -> Tensor:
         """dw of y = ConvTranspose(x, w): as for Conv, with input and output in each other's place."""
@@ -286,7 +286,7 @@ class Builder(Shapes):
         channels = x.shape[1]
         if fixed(channels):
             ones = np.ones([channels, 1, *window.kernel], numpy_dtype(v))
-            return self._shaped(self.transposed(v, self.constant(ones), window, self.dims(x)[2:], channels), x)
+            return self.shaped_like(self.transposed(v, self.constant(ones), window, self.dims(x)[2:], channels), x)
         ones = np.ones([1, 1, *window.kernel], numpy_dtype(v))
         planes = self.Reshape(v, self.vector([-1, 1, *self.dims(v)[2:]]))
         planes.shape = [None, 1, *v.shape[2:]]

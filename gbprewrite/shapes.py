@@ -48,7 +48,7 @@ class Shapes(Emitter):
         """One dimension of x."""
         axis %= rank(x)
         size = x.shape[axis]
-        return int(size) if fixed(size) else self._int64(self.Shape(x, start=axis, end=axis + 1), 1)
+        return int(size) if fixed(size) else self.int64_vector(self.Shape(x, start=axis, end=axis + 1), 1)
 
     def calc(self, operator: str, a: Dim, b: Dim) -> Dim:
         """Add, Sub, Mul, Div (floor, of non-negatives), Max, Min of dimensions."""
@@ -60,7 +60,7 @@ class Shapes(Emitter):
             return a
         if isinstance(a, int) and (operator, a) in (("Add", 0), ("Mul", 1)):
             return b
-        return self._int64(getattr(self, operator)(self.vector([a]), self.vector([b])), 1)
+        return self.int64_vector(getattr(self, operator)(self.vector([a]), self.vector([b])), 1)
 
     def product(self, dims: Sequence[Dim]) -> Dim:
         """Product of dimensions."""
@@ -74,7 +74,7 @@ class Shapes(Emitter):
         if all(isinstance(d, int) for d in dims):
             return self.constant(np.array(dims, np.int64))
         parts = [self.constant(np.array([d], np.int64)) if isinstance(d, int) else d for d in dims]
-        return parts[0] if len(parts) == 1 else self._int64(self.Concat(*parts, axis=0), len(parts))
+        return parts[0] if len(parts) == 1 else self.int64_vector(self.Concat(*parts, axis=0), len(parts))
 
     def shape_of(self, x: Tensor) -> Tensor:
         """The shape of x as an int64 tensor."""
@@ -100,15 +100,15 @@ class Shapes(Emitter):
         if same_shape(v, x):
             return v
         if x.shape is None:
-            return self._shaped(self.Reshape(v, self.Shape(x), allowzero=1), x)
+            return self.shaped_like(self.Reshape(v, self.Shape(x), allowzero=1), x)
         unknown = sum(not fixed(d) for d in x.shape)
         if unknown <= 1:
-            return self._shaped(self.reshape(v, self.dims(x)), x)
-        return self._shaped(self.Reshape(v, self.Shape(x)), x)
+            return self.shaped_like(self.reshape(v, self.dims(x)), x)
+        return self.shaped_like(self.Reshape(v, self.Shape(x)), x)
 
     def expand_like(self, v: Tensor, x: Tensor) -> Tensor:
         """v broadcast to the shape of x."""
-        return v if same_shape(v, x) else self._shaped(self.Expand(v, self.shape_of(x)), x)
+        return v if same_shape(v, x) else self.shaped_like(self.Expand(v, self.shape_of(x)), x)
 
     def zeros(self, dims: Sequence[Dim], like: Tensor) -> Tensor:
         """Zeros with these dimensions and the dtype of `like`."""
@@ -116,11 +116,11 @@ class Shapes(Emitter):
 
     def zeros_like(self, x: Tensor) -> Tensor:
         """Zeros shaped and typed like x."""
-        return self._shaped(self.filled(self.shape_of(x), 0, x), x)
+        return self.shaped_like(self.filled(self.shape_of(x), 0, x), x)
 
     def ones_like(self, x: Tensor) -> Tensor:
         """Ones shaped and typed like x."""
-        return self._shaped(self.filled(self.shape_of(x), 1, x), x)
+        return self.shaped_like(self.filled(self.shape_of(x), 1, x), x)
 
     def filled(self, shape: Tensor, value: float, like: Tensor) -> Tensor:
         """A tensor of one value."""
@@ -142,7 +142,7 @@ class Shapes(Emitter):
                 return self._sum_to_at_run_time(v, x)
         if axes:
             v = self.ReduceSum(v, np.array(axes, np.int64), keepdims=1)
-        return self.reshape_like(v, x) if lead else self._shaped(v, x)
+        return self.reshape_like(v, x) if lead else self.shaped_like(v, x)
 
     def _sum_to_at_run_time(self, v: Tensor, x: Tensor) -> Tensor:
         ones = self.Sub(self.Shape(self.Shape(v)), self.Shape(self.Shape(x)))
@@ -150,7 +150,7 @@ class Shapes(Emitter):
         repeated = self.And(self.Equal(target, 1), self.Not(self.Equal(self.Shape(v), 1)))
         axes = self.Reshape(self.NonZero(repeated), np.array([-1], np.int64))
         summed = self.ReduceSum(v, axes, keepdims=1, noop_with_empty_axes=1)
-        return self._shaped(self.Reshape(summed, self.Shape(x), allowzero=1), x)
+        return self.shaped_like(self.Reshape(summed, self.Shape(x), allowzero=1), x)
 
     def as_float(self, dim: Dim, like: Tensor) -> Any:
         """A dimension as a number of the dtype of `like`, ready for arithmetic."""
@@ -188,14 +188,15 @@ class Shapes(Emitter):
             v.shape = [None] * size
         return v
 
-    def _shaped(self, v: Tensor, x: Tensor) -> Tensor:
+    def shaped_like(self, v: Tensor, x: Tensor) -> Tensor:
         """What inference can't know and the verb does: v has the shape of x."""
         if x.shape is not None and isinstance(v, gs.Variable):
             v.shape = list(x.shape)
         return v
 
     @staticmethod
-    def _int64(v: Tensor, size: int) -> Tensor:
+    def int64_vector(v: Tensor, size: int) -> Tensor:
+        """v, of which it is known that it holds `size` int64 numbers."""
         v.dtype, v.shape = np.dtype(np.int64), [size]
         return v
 

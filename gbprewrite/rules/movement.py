@@ -114,19 +114,19 @@ def pad(op, dy, y, x, pads, value=None, axes=None, *, mode):
     count = len(over)
     if mode == "constant" and widths is not None:
         left, right = (-widths[:count]).tolist(), (-widths[count:]).tolist()
-        return op._shaped(op.pad(dy, over, left, right), x)
+        return op.shaped_like(op.pad(dy, over, left, right), x)
     if mode == "constant":
         begin, end = (op.Slice(pads, np.array([i]), np.array([i + count])) for i in (0, count))
         sizes = op.Shape(dy) if axes is None else op.vector([op.dim(dy, axis) for axis in over])
         kept = op.Slice(dy, op.Max(begin, 0), op.Sub(sizes, op.Max(end, 0)), np.array(over))
-        return op._shaped(op.Pad(kept, op.Max(op.Neg(pads), 0), None, axes), x)
+        return op.shaped_like(op.Pad(kept, op.Max(op.Neg(pads), 0), None, axes), x)
     if widths is None:
         raise Refused("its pads are computed at run time")
     for i, axis in enumerate(over):
         if widths[i] or widths[i + count]:
             border = np.array([0, widths[i], 0, widths[i + count]], np.int64)
             dy = op.apply_matrix(dy, op.Pad(op.eye(op.dim(x, axis), dy), border, mode=mode), axis)
-    return op._shaped(dy, x)
+    return op.shaped_like(dy, x)
 
 
 @vjp("DepthToSpace")

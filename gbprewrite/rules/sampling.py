@@ -86,7 +86,7 @@ def resize(op, dy, y, x, roi=None, scales=None, sizes=None, **mode):
         else:
             matrix = op.Resize(op.eye(size_in, dy), None, None, op.vector([size_in, op.dim(y, axis)]), **mode)
         dy = op.apply_matrix(dy, matrix, axis)
-    return op._shaped(dy, x)
+    return op.shaped_like(dy, x)
 
 
 def resize_taps(mode):
@@ -150,7 +150,7 @@ def in_proportion(op, dy, x, sizes, policy, over, mode):
             place = nearest(op, place, mode["nearest_mode"])
         matrix = op.cast_to(interpolation(op, place, n, resize_taps(mode)), dy)
         dy = op.apply_matrix(dy, op.Transpose(matrix, perm=[1, 0]), axis)
-    return op._shaped(dy, x)
+    return op.shaped_like(dy, x)
 
 
 def resized_positions(i, scale, inputs, outputs, how):
@@ -283,7 +283,7 @@ def bin_samples(op, start, length, bins, ratio):
     else:  # as many as the region is long, which differs from region to region
         count = op.Max(op.Ceil(bin_length), 1)
         samples = op.Reshape(op.Cast(op.ReduceMax(count, keepdims=0), to=7), np.array([1]))
-        samples = op._int64(samples, 1)
+        samples = op.int64_vector(samples, 1)
         number = op.range(samples)
         step = op.Div(bin_length, count)
     i = op.cast_to(op.reshape(number, [1, 1, samples]), start)
