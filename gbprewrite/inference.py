@@ -28,14 +28,20 @@ def infer(model: ModelProto) -> ModelProto:
     onnx.shape_inference.InferenceError when the model contradicts itself.
     """
     skeleton = typed_skeleton(model)
-    for value in [*skeleton.graph.input, *skeleton.graph.output, *skeleton.graph.value_info]:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == "?":  # two unknown dimensions, not twice the same one
-                dim.Clear()
+    _forget(skeleton, "?")  # two unknown dimensions, not twice the same one
     while True:
         skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
         if not _Folding(skeleton).run():
             return skeleton
+        _forget(skeleton, "unk__")  # inference's own names, which would stand in the way of what it knows now
+
+
+def _forget(model: ModelProto, name: str) -> None:
+    """Make the dimensions with names that begin so unknown ones."""
+    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param.startswith(name):
+                dim.Clear()
 
 
 def typed_skeleton(model: ModelProto) -> ModelProto:
@@ -76,6 +82,8 @@ class _Folding:
         outputs = {o.name for o in self.graph.output}
         left, declared = [], False
         for node in self.graph.node:
+            if node.domain in ("", "ai.onnx") and node.op_type == "Split" and self._fold_split(node, outputs):
+                continue
             if node.domain not in ("", "ai.onnx") or len(node.output) != 1:
                 left.append(node)
                 continue
@@ -94,7 +102,30 @@ class _Folding:
             copies = [NodeProto.FromString(n.SerializeToString()) for n in left]
             del self.graph.node[:]
             self.graph.node.extend(copies)
+            # What was said of a value before it was known would be believed before the value.
+            said = [v for v in self.graph.value_info if v.name not in self.known]
+            del self.graph.value_info[:]
+            self.graph.value_info.extend(said)
         return folded or declared
+
+    def _fold_split(self, node: NodeProto, outputs: set[str]) -> bool:
+        """Fold a Split of a known value, the one operator of several outputs that shape arithmetic uses."""
+        if any(name and name not in self.known for name in node.input) or outputs & set(node.output):
+            return False
+        if elements(self.known[node.input[0]].dims) > SMALL:
+            return False
+        graph = helper.make_graph(
+            [node],
+            "fold",
+            [],
+            [helper.make_empty_tensor_value_info(name) for name in node.output],
+            [self.known[name] for name in node.input if name],
+        )
+        whole = helper.make_model(graph, opset_imports=list(self.model.opset_import), ir_version=self.model.ir_version)
+        for name, part in zip(node.output, ReferenceEvaluator(whole).run(None, {}), strict=True):
+            self.known[name] = numpy_helper.from_array(np.asarray(part), name)
+            self.graph.initializer.append(self.known[name])
+        return True
 
     def _value(self, node: NodeProto) -> np.ndarray[Any, Any] | None:
         """The value of a node's output, where weights and shapes alone decide it and it is small."""

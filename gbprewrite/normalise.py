@@ -15,6 +15,7 @@ import onnx
 import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
+from gbprewrite.branches import settle_branches
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.functions import expand_functions
 from gbprewrite.fused import take_apart
@@ -22,7 +23,7 @@ from gbprewrite.inference import infer, types_of
 from gbprewrite.modelfile import elements, opset_of
 from gbprewrite.tensors import read_type
 
-LOWEST, HIGHEST = 7, onnx.defs.onnx_opset_version()
+LOWEST, HIGHEST = 6, onnx.defs.onnx_opset_version()
 TARGET = 18  # everything the backward pass is written in exists, and every operator of it has a CUDA kernel
 
 
@@ -57,9 +58,11 @@ def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = target
+    settle_branches(model)
     _settle_ceil_mode(model)
     take_apart(model)
     expand_functions(model)
+    settle_branches(model)  # the bodies of functions have some
     return model
 
 
@@ -186,12 +189,54 @@ class _Upgrade:
         kind = found.tensor_type.elem_type if found is not None else 0
         return np.dtype(helper.tensor_dtype_to_np_dtype(kind or onnx.TensorProto.FLOAT))
 
+    def known_shape(self, index: int) -> list[int | None]:
+        """Shape of an input, whose rank must be known."""
+        shape = self.shape(index)
+        if shape is None:
+            raise ModelError(
+                f"{self.node.op_type} node {self.node.name or self.node.output[0]!r} of this old opset needs an input "
+                "of known rank, which shape inference can't tell. Export the model with a newer opset."
+            )
+        return shape
+
     def shape(self, index: int = 0) -> list[int | None] | None:
         """Shape of an input, None where it isn't known."""
         found = self.types.get(self.node.input[index])
         if found is None or not found.tensor_type.HasField("shape"):
             return None
         return [d.dim_value if d.HasField("dim_value") else None for d in found.tensor_type.shape.dim]
+
+
+def _broadcast_7(u: _Upgrade) -> None:
+    """Until opset 7 the second operand was laid along an axis of the first, or along its last ones."""
+    axis = u.take("axis")
+    if u.take("broadcast") and axis is not None:
+        first, second = u.known_shape(0), u.known_shape(1)
+        _trailing_ones(u, len(first) - axis % len(first) - len(second))
+
+
+def _prelu_7(u: _Upgrade) -> None:
+    """A vector of slopes was one for each channel."""
+    if len(u.known_shape(1)) == 1 and u.known_shape(1) != [1]:
+        _trailing_ones(u, len(u.known_shape(0)) - 2)
+
+
+def _trailing_ones(u: _Upgrade, count: int) -> None:
+    if count > 0:
+        name = f"{u.node.name or u.node.output[0]}/aligned"
+        axes = u.constant("axes", list(range(-count, 0)))
+        u.before.append(helper.make_node("Unsqueeze", [u.node.input[1], axes], [name], name))
+        u.node.input[1] = name
+
+
+def _without(*names: str) -> Callable[[_Upgrade], None]:
+    """Attributes that said nothing, or only that the model is not being trained."""
+
+    def follow(u: _Upgrade) -> None:
+        for name in names:
+            u.take(name)
+
+    return follow
 
 
 def _axes_to_input(u: _Upgrade) -> None:
@@ -258,12 +303,7 @@ def _coerced_softmax(u: _Upgrade) -> None:
     """Until opset 13 Softmax flattened everything from `axis` on into one row."""
     axis = u.take("axis")
     axis = 1 if axis is None else axis
-    shape = u.shape()
-    if shape is None:
-        raise ModelError(
-            f"{u.node.op_type} node {u.node.name or u.node.output[0]!r} of this old opset needs an input of known "
-            "rank, which shape inference can't tell. Add shapes to the model or export it with opset 13 or later."
-        )
+    shape = u.known_shape(0)
     axis %= len(shape)
     if all(d == 1 for d in shape[axis + 1 :]):
         u.set(axis=axis)
@@ -304,12 +344,15 @@ _REDUCTIONS = "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMe
 
 # operator: (the opset that changed it, how to follow), oldest first
 UPGRADES: dict[str, list[tuple[int, Callable[[_Upgrade], None]]]] = {
-    "BatchNormalization": [(9, _batch_normalization)],
+    **{name: [(7, _broadcast_7)] for name in ("Add", "Sub", "Mul", "Div", "Pow")},
+    "BatchNormalization": [(7, _without("is_test", "consumed_inputs")), (9, _batch_normalization)],
     "Clip": [(11, _clip)],
-    "Dropout": [(12, _dropout)],
+    "Dropout": [(7, _without("is_test")), (12, _dropout)],
+    "Gemm": [(7, _without("broadcast"))],
     "GridSample": [(20, _grid_sample)],
     "Hardmax": [(13, _coerced_softmax)],
     "LogSoftmax": [(13, _coerced_softmax)],
+    "PRelu": [(7, _prelu_7)],
     "Pad": [(11, _pad)],
     "ReduceSum": [(13, _axes_to_input)],
     "Resize": [(11, _resize_10)],

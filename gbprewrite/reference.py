@@ -110,6 +110,17 @@ class _Window:
         return np.pad(x, width, constant_values=value)
 
 
+class AffineGrid(OpRun):
+    """float64: ONNX's computes its grid in float32."""
+
+    def _run(self, theta, size, align_corners=0):  # type: ignore[no-untyped-def]
+        axes = [np.linspace(-1, 1, s) if align_corners else (2 * np.arange(s) + 1) / s - 1 for s in size[2:]]
+        grid = np.meshgrid(*axes, indexing="ij")[::-1]  # x, the last axis, comes first
+        points = np.stack([*grid, np.ones(size[2:])], -1)
+        y = points.reshape(1, -1, points.shape[-1]) @ theta.swapaxes(1, 2)
+        return (y.reshape(theta.shape[0], *size[2:], theta.shape[1]).astype(theta.dtype),)
+
+
 class Conv(OpRun):
     """Not wrong, but minutes long on a network; this one lets BLAS do the work."""
 
@@ -357,6 +368,7 @@ class LogSoftmax(_Coerced):
 
 
 CORRECTIONS = [
+    AffineGrid,
     Conv,
     ConvTranspose,
     DeformConv,

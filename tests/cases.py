@@ -297,6 +297,9 @@ for _mode in ("linear", "nearest", "cubic"):
     for _padding in ("zeros", "border", "reflection"):
         case("GridSample", normal(1, 2, 4, 5), 0.7 * unit(1, 3, 2, 2), mode=_mode, padding_mode=_padding, opset=20)
 case("GridSample", normal(1, 2, 4, 5), 0.7 * unit(1, 3, 2, 2), align_corners=1, opset=20)
+for _align in (0, 1):
+    case("AffineGrid", normal(2, 2, 3), ints(2, 1, 3, 4), align_corners=_align, opset=20)
+case("AffineGrid", normal(2, 3, 4), ints(2, 1, 3, 4, 2), opset=20)
 _rois = constant(np.array([[0.3, 0.2, 3.1, 2.7], [1.1, 0.4, 4.6, 3.9]]))
 case("RoiAlign", normal(2, 2, 5, 6), _rois, ints(0, 1), output_height=2, output_width=3, sampling_ratio=2)
 case("RoiAlign", normal(2, 2, 5, 6), _rois, ints(1, 1), output_height=2, output_width=2)

@@ -17,11 +17,20 @@ X = "float[2, 3, 4, 4] x"
 Y = "float[a, b, c, d] y"
 NORM = {"v": normal(3), "w": normal(3) ** 2}
 SCALES = {"s": np.float32([1, 1, 2, 1.5])}
+DENSE = {"m": normal(48, 3), "v": normal(3)}
 ROIS = {"r": np.float32([[0, 0, 3, 3], [1, 0, 2, 3]]), "i": np.array([0, 1])}
 # operator and the opset whose spelling is tested: (output, body, weights)
 SPELLINGS: dict[tuple[str, int], tuple[str, str, dict[str, Array]]] = {
     ("BatchNormalization", 7): (Y, "y = BatchNormalization (x, v, v, v, w)", NORM),
     ("BatchNormalization", 8): (Y, "y = BatchNormalization <spatial = 1> (x, v, v, v, w)", NORM),
+    **{
+        (name, 6): (Y, f"p = Abs (x) y = {name} <axis = 1, broadcast = 1> (p, v)", {"v": normal(3)})
+        for name in ("Add", "Sub", "Mul", "Div", "Pow")
+    },
+    ("BatchNormalization", 6): (Y, "y = BatchNormalization <is_test = 1> (x, v, v, v, w)", NORM),
+    ("Dropout", 6): (Y, "y = Dropout <is_test = 1> (x)", {}),
+    ("Gemm", 6): ("float[a, b] y", "f = Flatten (x) y = Gemm <broadcast = 1> (f, m, v)", DENSE),
+    ("PRelu", 6): (Y, "y = PRelu (x, v)", {"v": normal(3)}),
     ("Clip", 7): (Y, "y = Clip <min = -0.5, max = 0.25> (x)", {}),
     ("Clip", 10): (Y, "y = Clip <max = 0.25> (x)", {}),
     ("Dropout", 7): (Y, "y = Dropout <ratio = 0.5> (x)", {}),
@@ -53,12 +62,30 @@ SPELLINGS: dict[tuple[str, int], tuple[str, str, dict[str, Array]]] = {
 }  # fmt: skip
 
 
+def _column(v: Array) -> Array:
+    return v.reshape(-1, 1, 1)
+
+
+# onnxruntime begins with opset 7; what the operators' pages said of opset 6
+OPSET_6: dict[tuple[str, int], Any] = {
+    ("Add", 6): lambda x, v: abs(x) + _column(v),
+    ("Sub", 6): lambda x, v: abs(x) - _column(v),
+    ("Mul", 6): lambda x, v: abs(x) * _column(v),
+    ("Div", 6): lambda x, v: abs(x) / _column(v),
+    ("Pow", 6): lambda x, v: abs(x) ** _column(v),
+    ("BatchNormalization", 6): lambda x, v, w: _column(v) * (x - _column(v)) / np.sqrt(_column(w) + 1e-5) + _column(v),
+    ("Dropout", 6): lambda x: x,
+    ("Gemm", 6): lambda x, m, v: x.reshape(2, -1) @ m + v,
+    ("PRelu", 6): lambda x, v: np.where(x > 0, x, x * _column(v)),
+}
+
+
 @pytest.mark.parametrize("key", SPELLINGS, ids=lambda k: f"{k[0]}-{k[1]}")
 def test_upgraded_model_computes_the_same(key: tuple[str, int]) -> None:
     output, body, weights = SPELLINGS[key]
     source = model(f"g ({X}) => ({output}) {{ {body} }}", key[1], **weights)
     x = normal(2, 3, 4, 4, seed=5)
-    before = run(source, False, x=x)["y"]
+    before = run(source, False, x=x)["y"] if key not in OPSET_6 else OPSET_6[key](x, **weights)
     upgraded = normalise(source)
     assert opset_of(upgraded) == 18
     onnx.checker.check_model(upgraded, full_check=True)
@@ -105,8 +132,8 @@ def test_minus_one_is_read_as_an_open_dimension() -> None:
 
 
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "too old": (6, {}, "opset 6.*7 to"),
-    "too new": (99, {}, "opset 99.*7 to"),
+    "too old": (5, {}, "opset 5.*6 to"),
+    "too new": (99, {}, "opset 99.*6 to"),
     "down": (18, {"opset": 17}, "--opset 17.*18 to"),
     "down to before an operator": (23, {"opset": 21}, r"--opset 21.*23: RMSNormalization.*changed since"),
     "beyond": (18, {"opset": 99}, "--opset 99"),
@@ -175,3 +202,25 @@ def test_downgrade_to_where_cuda_has_kernels() -> None:
     as_it_is = run(gbprewrite.convert(source, ("gradient", "guided")), image=x)
     for name, value in run(built, image=x).items():
         np.testing.assert_allclose(value, as_it_is[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_branch_with_a_constant_condition_is_taken() -> None:
+    """A condition that depends on a rank alone, and a branch in a branch that uses the same inner names."""
+    text = """g (float[N, 3] x) => (float[N, 3] y) {
+        s = Shape (x) r = Size (s) c = Equal (r, two) n = Not (c)
+        z = If (c) <
+            then_branch = t () => (float[N, 3] a) {
+                b = Neg (x)
+                a = If (n) <then_branch = u () => (float[N, 3] d) { d = Identity (x) },
+                            else_branch = w () => (float[N, 3] e) { b = Relu (b) e = Identity (b) }>
+            },
+            else_branch = f () => (float[N, 3] b) { b = Exp (x) }>
+        y = Add (x, z) }"""
+    source = model(text.replace("b = Relu (b) e = Identity (b)", "q = Relu (b) e = Identity (q)"), two=np.array(2))
+    built = gbprewrite.convert(source, ("gradient", "guided"), "seed")
+    assert not any(n.op_type == "If" for n in built.graph.node)
+    x, seed = np.float32([[1, -1, -2]]), np.float32([[1, 1, -1]])
+    found = run(built, x=x, seed=seed)
+    np.testing.assert_array_equal(found["y"], run(source, x=x)["y"])
+    np.testing.assert_array_equal(found["x_gradient"], [[1, 0, 0]])  # y = x + relu(-x)
+    np.testing.assert_array_equal(found["x_guided"], [[1, 0, -1]])

@@ -36,6 +36,8 @@ CASES: list[tuple[str, int, list[Any], dict[str, Any]]] = [
     ("Erf", 18, [normal(2, 3, 4)], {}),
     ("Gelu", 20, [normal(2, 3, 4)], {}),
     ("Gelu", 20, [normal(2, 3, 4)], {"approximate": "tanh"}),
+    ("AffineGrid", 20, [normal(2, 2, 3), ints(2, 1, 3, 4)], {}),
+    ("AffineGrid", 20, [normal(2, 3, 4), ints(2, 1, 3, 4, 2)], {"align_corners": 1}),
     ("GatherElements", 18, [normal(3, 4), ints([1, 0], [2, -1])], {"axis": 0}),
     ("GroupNormalization", 21, [normal(2, 4, 3, 2), normal(4), normal(4)], {"num_groups": 2, "epsilon": 0.01}),
     ("GridSample", 16, [normal(2, 3, 4, 5), 0.6 * normal(2, 3, 3, 2)], {"align_corners": 1}),

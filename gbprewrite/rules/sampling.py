@@ -15,6 +15,7 @@ import numpy as np
 from gbprewrite.rules import decomposed, vjp
 from gbprewrite.rules.elementwise import zero
 from gbprewrite.shapes import Refused, constant_of, fixed, rank
+from gbprewrite.tensors import numpy_dtype
 
 
 def cubic_taps(a):
@@ -242,6 +243,18 @@ def reflect(op, u, low, span):
     t = op.Sub(t, op.Mul(op.Floor(op.Div(t, double)), double))
     folded = op.Min(t, op.Sub(double, t))
     return op.Add(folded, low) if low else folded
+
+
+@vjp("AffineGrid")
+def affine_grid(op, dy, y, theta, size, *, align_corners):
+    """dθ = dyᵀ · (base grid, 1), where the base grid is that of the identity"""
+    d = size.shape[0] - 2
+    identity = op.expand_like(np.eye(d, d + 1, dtype=numpy_dtype(theta))[None], theta)
+    rows = np.array([0, -1, d], np.int64)
+    base = op.with_rank(op.Reshape(op.AffineGrid(identity, size, align_corners=align_corners), rows), 3)
+    one = op.filled(op.Shape(op.Slice(base, np.array([0]), np.array([1]), np.array([2]))), 1, theta)
+    points = op.Concat(base, one, axis=2)
+    return op.MatMul(op.Transpose(op.with_rank(op.Reshape(dy, rows), 3), perm=[0, 2, 1]), points)
 
 
 @decomposed("RoiAlign")

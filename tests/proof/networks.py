@@ -5,6 +5,7 @@ python -m tests.proof.network_table
 """
 
 import io
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -75,8 +76,10 @@ def _shake(part: Any) -> None:
         if part.bias is not None:
             nn.init.normal_(part.bias, std=0.1)
     elif isinstance(part, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm):
-        nn.init.uniform_(part.weight, 0.5, 1.5)
-        nn.init.normal_(part.bias, std=0.2)
+        if part.weight is not None:
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+        if part.bias is not None:
+            nn.init.normal_(part.bias, std=0.2)
 
 
 def _calibrate(norm: Any, inputs: tuple[Any]) -> None:
@@ -92,7 +95,7 @@ class FurtherFromKinks(AwayFromKinks):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         y = super().__torch_function__(func, types, args, kwargs)
         if func.__name__ in ("conv1d", "conv3d"):
-            y.bias_before = args[2]
+            y.bias_before = args[2]  # as nn.Conv1d and nn.Conv3d call them
         elif func.__name__ == "interpolate" and (kwargs or {}).get("mode", "nearest") == "nearest":
             y.bias_before = getattr(args[0], "bias_before", None)
         return y
@@ -129,6 +132,8 @@ EXPORTERS: dict[str, Callable[[Any, Any, Mapping[int, str]], onnx.ModelProto]] =
 def export(network: Network, exporter: str) -> onnx.ModelProto:
     """The network as one of PyTorch's two exporters writes it: input x, output y [N, classes, ...]."""
     with _quiet():
+        # timm asserts on shapes, tensors while TorchScript traces; a branch taken wrongly would show in the maps.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         example = pictures(network.traced, network.seed)
         model = EXPORTERS[exporter](module_and_input(network)[0], example, network.dynamic)
     shape = model.graph.input[0].type.tensor_type.shape

@@ -6,6 +6,7 @@ import pytest
 
 from tests.proof import torch_setup  # noqa: F401  (torch and torchvision, or a skip: before the networks)
 
+from tests.proof.files import one_thread  # isort: skip  # noqa: F401
 from tests.proof.networks import EXPORTERS, check  # isort: skip
 from tests.proof.dense_zoo import NETWORKS
 

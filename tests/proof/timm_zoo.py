@@ -5,9 +5,8 @@ from functools import partial
 import pytest
 
 from tests.proof.networks import Network
-from tests.proof.torch_setup import PROOF
 
-timm = pytest.importorskip("timm", reason=f"{PROOF}; and timm: pip install --no-deps timm")
+timm = pytest.importorskip("timm", reason="these proofs need timm: pip install -e '.[proof]'")
 
 # Weights and pictures without near kinks where no bias could part them: behind a squeeze-and-excitation gate.
 SEEDS = {"rexnet_100": 20, "seresnet50": 20}  # the others: 0
