@@ -81,14 +81,14 @@ def _settle_ceil_mode(model: ModelProto) -> None:
     memory is then planned for shapes that are wrong. Sizes that are fixed say how much padding means the same.
     """
     pools = [n for n in model.graph.node if n.op_type in ("MaxPool", "AveragePool", "LpPool")]
-    while any(_settle(pool, types_of(infer(model))) for pool in pools if _attribute(pool, "ceil_mode", 0)):
+    while any(_settle(model, pool, types_of(infer(model))) for pool in pools if _attribute(pool, "ceil_mode", 0)):
         # A wrong size went on to the nodes behind it.
         for values in (model.graph.value_info, model.graph.output):
             for value in values:
                 value.type.tensor_type.ClearField("shape")
 
 
-def _settle(pool: NodeProto, types: dict[str, onnx.TypeProto]) -> bool:
+def _settle(model: ModelProto, pool: NodeProto, types: dict[str, onnx.TypeProto]) -> bool:
     shape = read_type(types[pool.input[0]])[1] if pool.input[0] in types else None
     kernel = _attribute(pool, "kernel_shape", [])
     n = len(kernel)
@@ -96,26 +96,35 @@ def _settle(pool: NodeProto, types: dict[str, onnx.TypeProto]) -> bool:
     if shape is None or not all(isinstance(d, int) for d in shape[2:]) or not padded_by_hand:
         return False
     strides, dilations = (_attribute(pool, name, [1] * n) for name in ("strides", "dilations"))
-    pads = list(_attribute(pool, "pads", [0] * (2 * n)))
-    void = False
+    own = list(_attribute(pool, "pads", [0] * (2 * n)))
+    pads, void = own.copy(), False
     for axis, size in enumerate(shape[2:]):
         stride, reach = strides[axis], dilations[axis] * (kernel[axis] - 1) + 1
-        span = size + pads[axis] + pads[axis + n]
+        span = size + own[axis] + own[axis + n]
         windows = -(-(span - reach) // stride) + 1
-        if (windows - 1) * stride >= size + pads[axis]:
+        if (windows - 1) * stride >= size + own[axis]:
             windows, void = windows - 1, True
         pads[axis + n] += max((windows - 1) * stride + reach - span, 0)
-    if void and _attribute(pool, "count_include_pad", 0) and pads != list(_attribute(pool, "pads", pads)):
-        raise ModelError(
-            f"{pool.op_type} node {pool.name or pool.output[0]!r} counts its padding, and with ceil_mode has a window "
-            "that starts in it along one axis and one that leaves it along another: shape inference gets this wrong. "
-            "Export the model with explicit padding."
-        )
     if void:
-        kept = [a for a in pool.attribute if a.name not in ("ceil_mode", "pads")]
-        del pool.attribute[:]
-        pool.attribute.extend([*kept, helper.make_attribute("pads", pads)])
+        _replace_ceil_mode(model, pool, own, pads)
     return void
+
+
+def _replace_ceil_mode(model: ModelProto, pool: NodeProto, own: list[int], pads: list[int]) -> None:
+    """The pool with padding in place of ceil_mode. What a window overhangs does not count, its own padding may."""
+    counted = _attribute(pool, "count_include_pad", 0) and pads != own
+    if counted and any(own):  # its own padding becomes zeros of the input, which always count
+        name, n = f"{pool.name or pool.output[0]}/padded", len(own) // 2
+        widths = np.array([0, 0, *own[:n], 0, 0, *own[n:]], np.int64)
+        model.graph.initializer.append(numpy_helper.from_array(widths, f"{name}/pads"))
+        padded = helper.make_node("Pad", [pool.input[0], f"{name}/pads"], [name], name)
+        model.graph.node.insert(list(model.graph.node).index(pool), padded)
+        pool.input[0] = name
+        pads = [p - o for p, o in zip(pads, own, strict=True)]
+    dropped = ("ceil_mode", "pads", "count_include_pad") if counted else ("ceil_mode", "pads")
+    kept = [a for a in pool.attribute if a.name not in dropped]
+    del pool.attribute[:]
+    pool.attribute.extend([*kept, helper.make_attribute("pads", pads)])
 
 
 def _attribute(node: NodeProto, name: str, default: Any) -> Any:

@@ -173,6 +173,11 @@ case("MaxPool", distinct(1, 2, 9, 8), kernel_shape=[2, 3], strides=[2, 1], dilat
 case("MaxPool", distinct(1, 2, 7, 7), kernel_shape=[2, 2], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1)
 case("MaxPool", distinct(1, 2, 9, 8), kernel_shape=[3, 2], strides=[2, 3], pads=[1, 0, 0, 1], ceil_mode=1)
 case("AveragePool", normal(1, 2, 7, 8), kernel_shape=[2, 2], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1)
+case(
+    *("AveragePool", normal(1, 2, 6, 5)),
+    **{"kernel_shape": [2, 3], "strides": [3, 2], "pads": [0, 1, 0, 0], "ceil_mode": 1, "count_include_pad": 1},
+)
+case("AveragePool", normal(1, 1, 2, 3), kernel_shape=[1, 2], strides=[2, 2], ceil_mode=1, count_include_pad=1)
 case("MaxPool", distinct(1, 2, 7, 7), kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER")
 case("MaxPool", distinct(1, 2, 6, 7), kernel_shape=[2, 2], strides=[2, 2], auto_pad="SAME_LOWER")
 case("MaxPool", distinct(1, 2, 7, 7), kernel_shape=[3, 3], storage_order=1)

@@ -10,7 +10,7 @@ from tests.conformance.suite import Case, Outcome, cases, judge
 
 pytestmark = pytest.mark.slow
 
-# AffineGrid written out by the standard: a Squeeze without axes behind a Split, whose rank ONNX's inference leaves open.
+# AffineGrid written out: a Squeeze without axes behind a Split, whose rank ONNX's inference leaves open.
 REFUSED = {
     "test_affine_grid_2d_align_corners_expanded": "MatMul: the rank of",
     "test_affine_grid_2d_expanded": "MatMul: the rank of",

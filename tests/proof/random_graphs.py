@@ -9,8 +9,9 @@ import onnx
 from hypothesis import strategies as st
 from onnx import ModelProto
 
-from tests.proof.random_layers import IDIOMS, LAYERS
-from tests.proof.random_net import Array, Draw, Net
+from tests.proof import random_movement  # noqa: F401, for its layers
+from tests.proof.random_layers import IDIOMS
+from tests.proof.random_net import LAYERS, Array, Draw, Net
 
 # Half of all layers are of these kinds, as in the CNNs that people train.
 COMMON = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "BatchNormalization", "Relu", "Clip", "residual")
@@ -85,6 +86,7 @@ def head(net: Net, x: str) -> tuple[str, str]:
     final = net.pick(None, None, "Softmax", "LogSoftmax", "Sigmoid")
     if final is None or (net.opset < 13 and len(net.shape(x)) > 2):  # older Softmax has one class per position
         return x, x
+    x = net.bounded(x, 6)
     return net.add(final, x, **({} if final == "Sigmoid" else {"axis": 1})), x
 
 

@@ -127,6 +127,11 @@ class Net:
             return None
         return name if 0.05 < size < 20 else self.add("Mul", name, self.constant(np.float32(1 / size)))
 
+    def bounded(self, name: str, most: float) -> str:
+        """The value, scaled to at most `most`: of 1 - tanh(9)² float32 has no digit left."""
+        greatest = float(self.values[name].abs().max())
+        return name if greatest <= most else self.add("Mul", name, self.constant(np.float32(most / greatest)))
+
     # --- the model
 
     def model(self, outputs: Sequence[str]) -> ModelProto:
@@ -145,3 +150,17 @@ class Net:
         if self.symbolic == "batch":
             return [f"{name}_batch", *sizes[1:]]
         return [f"{name}_{axis}" for axis in range(len(sizes))]
+
+
+# --- the table that random networks are built from --------------------------------------------------------------------
+
+Layer = Callable[[Net, str], str | None]
+LAYERS: dict[str, Layer] = {}
+
+
+def layer(name: str) -> Callable[[Layer], Layer]:
+    def register(f: Layer) -> Layer:
+        LAYERS[name] = f
+        return f
+
+    return register
