@@ -8,15 +8,18 @@ from gbprewrite.inference import infer
 def settle_branches(model: ModelProto) -> None:
     """Replace, in place, every If whose condition weights and shapes alone decide by the nodes of its branch."""
     while any(node.op_type == "If" for node in model.graph.node):
-        known = {t.name: t for t in [*infer(model).graph.initializer, *model.graph.initializer]}
-        nodes: list[NodeProto] = []
+        # A default that the caller may override decides nothing.
+        given = {i.name for i in model.graph.input}
+        known = {t.name: t for t in infer(model).graph.initializer if t.name not in given}
+        nodes, found = [], False
         for node in model.graph.node:
             if node.op_type == "If" and node.domain in ("", "ai.onnx") and node.input[0] in known:
                 taken = bool(numpy_helper.to_array(known[node.input[0]]).ravel()[0])
                 nodes += _inlined(model, node, "then_branch" if taken else "else_branch")
+                found = True
             else:
                 nodes.append(node)
-        if len(nodes) == len(model.graph.node) and all(a is b for a, b in zip(nodes, model.graph.node, strict=True)):
+        if not found:
             return
         copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
         del model.graph.node[:]

@@ -30,7 +30,8 @@ TARGET = 18  # everything the backward pass is written in exists, and every oper
 def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
     """Bring a model to the dialect (in place, except that inlining functions makes a new one).
 
-    Raises ModelError for models older than opset 7 or newer than 26, UsageError for an opset that can't be reached.
+    Raises ModelError for models older than opset 6 or newer than the installed onnx, UsageError for an opset that can't
+    be reached.
     """
     source = opset_of(model)
     if not LOWEST <= source <= HIGHEST:

@@ -43,20 +43,20 @@ class Target(NamedTuple):
 
 def parse(target: str | int | Sequence[int]) -> Target:
     """Read a target; raises UsageError that names the spellings."""
-    text = target if isinstance(target, str) else ",".join(map(str, np.atleast_1d(target).tolist()))
-    text = text.strip()
+    text = target.strip() if isinstance(target, str) else ",".join(map(str, np.atleast_1d(target).tolist()))
+    if np.ndim(target) == 1 and len(np.atleast_1d(target)) == 1:
+        text += ","  # a list of one class, which keeps its axis
     if text in ("argmax", "input", "seed"):
         return Target(text, (), text)
-    match = re.fullmatch(r"(unit:|topk:|)(\d+(?:,\d+)*)", text)
+    match = re.fullmatch(r"(unit:|topk:|)(\d+(?:,\d+)*)(,?)", text)
     if match:
         prefix, numbers = match[1], tuple(map(int, match[2].split(",")))
-        if prefix == "unit:":
+        if prefix == "unit:" and not match[3]:
             return Target("unit", numbers, text)
-        if prefix == "topk:" and len(numbers) == 1 and numbers[0] > 0:
+        if prefix == "topk:" and len(numbers) == 1 and numbers[0] > 0 and not match[3]:
             return Target("topk", numbers, text)
         if not prefix:
-            single = len(numbers) == 1 and (isinstance(target, (str, int, np.integer)))
-            return Target("index" if single else "list", numbers, text)
+            return Target("index" if len(numbers) == 1 and not match[3] else "list", numbers, text)
     raise UsageError(f"--target {text!r} is not understood. Choose {SPELLINGS}; indices count from 0.")
 
 

@@ -255,6 +255,8 @@ _resizes: list[dict[str, Any]] = [
 for _how in _resizes:
     case("Resize", normal(1, 2, 4, 5), None, constant(np.array([1, 1, 2, 1.6], np.float32)), **_how)
     case("Resize", normal(1, 2, 5, 6), None, None, ints(1, 2, 3, 9), **_how)
+for _mode in ("nearest", "linear"):  # channels last: the axes that change are not the last two
+    case("Resize", normal(1, 4, 5, 2), None, None, ints(1, 3, 8, 2), mode=_mode)
 case("Upsample", normal(1, 2, 3, 3), constant(np.array([1, 1, 2, 3], np.float32)), mode="nearest", opset=9)
 case("DepthToSpace", normal(1, 8, 2, 3), blocksize=2)
 case("DepthToSpace", normal(1, 8, 2, 3), blocksize=2, mode="CRD")

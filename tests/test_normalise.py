@@ -224,3 +224,11 @@ def test_a_branch_with_a_constant_condition_is_taken() -> None:
     np.testing.assert_array_equal(found["y"], run(source, x=x)["y"])
     np.testing.assert_array_equal(found["x_gradient"], [[1, 0, 0]])  # y = x + relu(-x)
     np.testing.assert_array_equal(found["x_guided"], [[1, 0, -1]])
+
+
+def test_a_default_that_may_be_overridden_decides_no_branch() -> None:
+    text = """g (float[N, 3] x, bool c) => (float[N, 3] y) {
+        y = If (c) <then_branch = t () => (float[N, 3] a) { a = Relu (x) },
+                    else_branch = e () => (float[N, 3] b) { b = Neg (x) }> }"""
+    with pytest.raises(gbprewrite.UnsupportedOperators, match="chosen at run time"):
+        gbprewrite.convert(model(text, c=np.array(True)), "gradient", "seed")

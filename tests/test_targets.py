@@ -49,6 +49,13 @@ def test_list_adds_an_axis_behind_the_batch(target: Any) -> None:
         np.testing.assert_allclose(found["image_gradient"][:, k], by_seed([index] * 4), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("target", ["3,", [3]])
+def test_a_list_of_one_class_keeps_its_axis(target: Any) -> None:
+    found = gradient_of(target)
+    np.testing.assert_array_equal(found["explained_index"], [[3]] * 4)
+    np.testing.assert_array_equal(found["image_gradient"][:, 0], by_seed([3] * 4))
+
+
 def test_top_k() -> None:
     found = gradient_of("topk:2")
     np.testing.assert_array_equal(found["explained_index"], ORDER[:, :2])

@@ -67,18 +67,15 @@ def resize(op, dy, y, x, roi=None, scales=None, sizes=None, **mode):
     over = [a % rank(x) for a in mode.pop("axes", None) or range(rank(x))]
     policy = mode.pop("keep_aspect_ratio_policy", "stretch")
     if mode["coordinate_transformation_mode"] == "tf_crop_and_resize":
-        return cropped(op, dy, x, roi, sizes is not None, op.dims(y), over, mode)
+        return cropped(op, dy, x, roi, op.dims(y), over, mode)
     if sizes is not None and policy != "stretch":
         return in_proportion(op, dy, x, constant_of(sizes), policy, over, mode)
-    factors, targets = constant_of(scales), constant_of(sizes)
+    factors = constant_of(scales)
     for i, axis in enumerate(over):
         size_in = op.dim(x, axis)
-        if (factors is not None and factors.size and factors[i] == 1) or (
-            targets is not None and fixed(size_in) and targets[i] == size_in
-        ):
+        kept = sizes is not None and y.shape is not None and x.shape[axis] == y.shape[axis] is not None
+        if kept or (factors is not None and factors.size and factors[i] == 1):
             continue
-        if axis < 2 and targets is not None and not fixed(size_in):
-            continue  # batch and channels keep their size
         if scales is not None and (factors is None or factors.size):
             factor = op.Slice(scales, np.array([i]), np.array([i + 1])) if factors is None else factors[i : i + 1]
             one = np.ones(1, np.float32)
@@ -108,7 +105,7 @@ def nearest(op, u, how):
     return rounded[how]()
 
 
-def cropped(op, dy, x, roi, by_size, outputs, over, mode):
+def cropped(op, dy, x, roi, outputs, over, mode):
     """VJP of tf_crop_and_resize, through the matrix of each axis and the region it reads."""
 
     def forward(x, roi):
@@ -191,11 +188,7 @@ def sample(op, x, positions, taps, padding):
             elif padding != "border":
                 place = padding(op, place, axis)
             place = op.Min(op.Max(place, 0), limit)
-            step = (
-                place
-                if isinstance(strides[axis], int) and strides[axis] == 1
-                else op.Mul(place, op.vector([strides[axis]]))
-            )
+            step = op.Mul(place, op.vector([strides[axis]])) if axis + 1 < len(sizes) else place
             index = step if index is None else op.Add(index, step)
             weight = factor if weight is None or factor is None else op.Mul(weight, factor)
         picked = op.Expand(op.Unsqueeze(index, np.array([1])), op.vector([*op.dims(flat)[:2], count]))
