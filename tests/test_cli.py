@@ -16,7 +16,8 @@ from click.testing import Result
 
 import gbprewrite
 from gbprewrite import modelfile, report
-from gbprewrite.cli import default_path, main
+from gbprewrite.cli import main
+from gbprewrite.cli.convert import default_path
 from tests.small import cnn, model, normal, run
 
 DIGITS = Path(__file__).parents[1] / "models" / "digits.onnx"

@@ -1,0 +1,22 @@
+"""The command line: parse, call, print; no logic. One module for each command."""
+
+import click
+
+import gbprewrite
+from gbprewrite.cli.convert import convert
+from gbprewrite.cli.explain import explain
+from gbprewrite.cli.inspect import inspect
+from gbprewrite.cli.ops import ops
+from gbprewrite.cli.program import Program
+from gbprewrite.cli.run import run
+from gbprewrite.cli.verify import verify
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(gbprewrite.__version__, prog_name="gbprewrite")
+def main() -> None:
+    """Put guided backpropagation, deconvnet and gradient maps into any CNN's .onnx file."""
+
+
+for command in (convert, verify, run, inspect, explain, ops):
+    main.add_command(command)

@@ -1,0 +1,17 @@
+"""List the operators."""
+
+import click
+
+from gbprewrite import console, report
+from gbprewrite.cli.options import json_option, print_json
+
+
+@click.command()
+@json_option
+def ops(as_json: bool) -> None:
+    """List the operators that have a rule, with its formula."""
+    rows = [dict(zip(("operator", "formula", "kind"), row, strict=True)) for row in report.rule_table()]
+    if as_json:
+        print_json({"operators": rows})
+    else:
+        console.print_operators(rows)

@@ -1,0 +1,53 @@
+"""Run a converted model on arrays."""
+
+from pathlib import Path
+
+import click
+
+import gbprewrite
+from gbprewrite import console, files
+from gbprewrite.cli.options import (
+    FILE,
+    force_option,
+    json_option,
+    output_option,
+    print_json,
+    provider_option,
+    quiet_option,
+)
+from gbprewrite.runtime import arrayfiles
+from gbprewrite.runtime.explainer import load_converted
+
+
+@click.command()
+@click.argument("converted", type=FILE)
+@click.option(
+    "--input",
+    "specs",
+    metavar="NAME=FILE",
+    multiple=True,
+    required=True,
+    help="An input as NAME=x.npy (x.npy alone where there is one input), repeatable; or an .npz whose keys are the "
+    "input names. A run-time target or seed is given in the same way.",
+)
+@output_option("CONVERTED's name with .npz for .onnx, beside it")
+@provider_option
+@force_option
+@json_option
+@quiet_option
+def run(
+    converted: Path, specs: tuple[str, ...], output: Path | None, provider: str, force: bool, as_json: bool, quiet: bool
+) -> None:
+    """Run a CONVERTED model on arrays and write all of its outputs into an .npz file."""
+    path = output or converted.with_name(f"{converted.name.removesuffix('.onnx')}.npz")
+    model, _ = load_converted(converted)
+    files.check_other(path, converted)
+    files.check_writable(path, force)
+    explainer = gbprewrite.Explainer(model, providers=provider)
+    explanation = explainer(arrayfiles.read_inputs(specs, explainer.slots))
+    named = explainer.named(explanation)
+    arrayfiles.save(path, named, force)
+    if as_json:
+        print_json(console.run_facts(path, named, explainer))
+    elif not quiet:
+        console.print_run(console.run_facts(path, named, explainer))
