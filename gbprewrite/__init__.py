@@ -10,6 +10,7 @@ from gbprewrite.errors import (
     UnsupportedOperators,
     UsageError,
 )
+from gbprewrite.layers import Layer, layers
 from gbprewrite.report import Inspection
 from gbprewrite.runtime.explainer import Explainer, Explanation
 from gbprewrite.verify import Check, Verification, verify
@@ -22,6 +23,7 @@ __all__ = [
     "Explanation",
     "GbprewriteError",
     "Inspection",
+    "Layer",
     "ModelError",
     "OutputError",
     "RuntimeUnavailable",
@@ -31,5 +33,6 @@ __all__ = [
     "__version__",
     "convert",
     "inspect",
+    "layers",
     "verify",
 ]

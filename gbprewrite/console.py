@@ -15,13 +15,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gbprewrite import report
+from gbprewrite import policies, report
+from gbprewrite.layers import Layer
 from gbprewrite.report import Inspection
 from gbprewrite.runtime.explainer import Explainer
 from gbprewrite.verify import Verification
 
+UNFOLDED = 10_000
 PIPE_WIDTH = 100  # of a line that no terminal limits
-OWN_NAMES = ("explained_index_name", "target_name", "seed_name")  # in the record: what a file gains besides its maps
 NO_FILE_NAME = r"[^\w.-]"  # characters of an input's name that are better kept out of a file's name
 
 Row = dict[str, Any]
@@ -43,8 +44,8 @@ def print_pairs(pairs: Mapping[str, str | Iterable[str]]) -> None:
             console().print(f"{'' if i else heading:<{width}}  {line}", soft_wrap=True)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table under its title; nothing when it has no rows."""
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], fold: bool = True) -> None:
+    """A table under its title; nothing when it has no rows. Without `fold`, lines are as long as their texts."""
     table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
     for column in table.columns:
         column.overflow = "fold"
@@ -53,6 +54,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     if not table.row_count:
         return
     rich = console()
+    if not fold:
+        rich.width = rich.measure(table, options=rich.options.update(width=UNFOLDED)).maximum
     with rich.capture() as printed:
         rich.print(table)
     lines = ["", *([title, ""] if title else []), *printed.get().splitlines()]
@@ -63,7 +66,8 @@ def conversion_facts(source: Path, path: Path, model: ModelProto) -> Row:
     """What `convert` reports, as plain types; the file holds more: see `gbprewrite inspect`."""
     record = report.read_record(model)
     assert record is not None
-    gained = {m["output"] for m in record["maps"]} | {record[name] for name in OWN_NAMES}
+    gained = {m["output"] for m in record["maps"]} | {record["explained_index_name"], *report.given_names(record)}
+    drawn = {row["name"] for row in record["given"] if row["kind"] == "noise"}  # unless it is given
     weights = {t.name for t in model.graph.initializer}
     inputs = [report.value_row(v) for v in model.graph.input if v.name not in weights]
     outputs = [report.value_row(v) for v in model.graph.output]
@@ -80,7 +84,8 @@ def conversion_facts(source: Path, path: Path, model: ModelProto) -> Row:
         "new_outputs": [row for row in outputs if row["name"] in gained],
         "bytes": {"before": _bytes(source), "after": _bytes(path)},
         "flaw": record["flaw"],
-        "next": _next(path, inputs),
+        "cam_layer": record["cam_layer"],
+        "next": _next(path, [row for row in inputs if row["name"] not in drawn]),
     }
 
 
@@ -102,19 +107,22 @@ def print_conversion(facts: Row) -> None:
     nodes, opset, size = facts["nodes"], facts["opset"], facts["bytes"]
     change = f"{100 * (size['after'] / size['before'] - 1):+.1f} %"
     raised = f", opset {opset['before']} to {opset['after']}" if opset["before"] != opset["after"] else ""
-    rectified = "keep their derivative" if facts["methods"] == ["gradient"] else "rewritten"
+    plain = all(policies.METHODS[method] == "gradient" for method in facts["methods"])
+    rectified = "keep their derivative" if plain else "rewritten"
     print_pairs(
         {
             "wrote": facts["path"],
             "size": f"{megabytes(size['after'])}, the source has {megabytes(size['before'])} ({change})",
             "explains": [_score_in_words(facts), f"target {facts['target']}, methods {', '.join(facts['methods'])}"],
             "nodes": f"{nodes['before']} before, {nodes['after']} after{raised}",
+            **({"cam layer": facts["cam_layer"]} if facts["cam_layer"] else {}),
             "rectifiers": f"{_counts(facts['rectifiers'])} {rectified}",
             "left plain": _counts(facts["left_plain"]),
             "pools": _counts(facts["pools"]),
             "new inputs": map(value_in_words, facts["new_inputs"]),
             "new outputs": map(value_in_words, facts["new_outputs"]),
             "flaw": _flaw_in_words(facts["flaw"]),
+            "limits": policies.limits(facts["methods"]),
             "next": facts["next"],
         }
     )
@@ -134,13 +142,13 @@ def print_inspection(path: Path, found: Inspection) -> None:
         }
     )
     columns = ["", "kind", "role", "method", "rule", "nodes"]
-    print_table("nonlinearities, and the rule that each meets", columns, _rule_rows(found.nonlinearities))
-    print_table("pools", ["", "operator", "rule", "nodes"], _alike(found.pools, lambda p: (p["operator"], p["rule"])))
+    print_table("nonlinearities, and the rule that each meets", columns, rule_rows(found.nonlinearities))
+    print_table("pools", ["", "operator", "rule", "nodes"], alike(found.pools, lambda p: (p["operator"], p["rule"])))
     missing = [{"node": o.node, "row": (o.operator, o.why)} for o in found.missing]
     print_table(
         "no rule: what lies before these can't be explained",
         ["", "operator", "why", "nodes"],
-        _alike(missing, lambda o: o["row"]),
+        alike(missing, lambda o: o["row"]),
     )
     console().print()
     if not found.nonlinearities:
@@ -149,12 +157,24 @@ def print_inspection(path: Path, found: Inspection) -> None:
 
 
 def print_operators(rows: Sequence[Row]) -> None:
-    """The table of `ops`: the operators with a rule, then those that carry no gradient."""
-    ruled = [(row["operator"], row["formula"]) for row in rows if row["kind"] == "rule"]
-    others = [row["operator"] for row in rows if row["kind"] != "rule"]
-    listed = textwrap.wrap(", ".join(others), console().width - len("no gradient  "))
-    print_pairs({"rules": f"of {len(ruled)} operators, listed below", "no gradient": listed})
-    print_table("", ["operator", "rule"], ruled)
+    """The lists of `ops`: the operators by name, then the rules and the reasons of refusals."""
+    named: dict[str, list[str]] = {}
+    for row in rows:
+        named.setdefault(row["kind"], []).append(row["operator"].removeprefix("com.microsoft::"))
+    headings = {
+        "rule": f"of {len(named['rule'])} operators, listed below",
+        **{kind: ", ".join(named[kind]) for kind in ("body", "com.microsoft", "no gradient")},
+        "refused": f"{len(named['refused'])} operators, listed at the end",
+    }
+    width = console().width - max(map(len, headings)) - 2
+    print_pairs({kind: textwrap.wrap(text, width) for kind, text in headings.items()})
+    print_table("", ["operator", "rule"], [(r["operator"], r["formula"]) for r in rows if r["kind"] == "rule"])
+    refused: dict[str, list[str]] = {}
+    for row in rows:
+        if row["kind"] == "refused":
+            refused.setdefault(row["formula"], []).append(row["operator"])
+    lines = [(", ".join(operators), why) for why, operators in refused.items()]
+    print_table("refused on the way from the score to the input", ["operators", "why"], lines)
 
 
 def run_facts(path: Path, named: Mapping[str, Any], explainer: Explainer) -> Row:
@@ -231,6 +251,7 @@ def _record_in_words(record: report.Record) -> dict[str, str | list[str]]:
         ],
         "explains": _score_in_words(record),
         "maps": [f"{m['output']} ({m['method']} of {m['input']})" for m in record["maps"]],
+        **({"cam layer": record["cam_layer"]} if record["cam_layer"] else {}),
         "rectified": _counts(Counter(row["kind"] for row in record["rectifiers"])),
         "flaw": _flaw_in_words(record.get("flaw")),
     }
@@ -240,9 +261,9 @@ def _flaw_in_words(flaw: str | None) -> list[str]:
     return [flaw] if flaw else []
 
 
-def _rule_rows(nonlinearities: Sequence[Row]) -> Iterator[list[Any]]:
+def rule_rows(nonlinearities: Sequence[Row]) -> Iterator[list[Any]]:
     """For each kind of nonlinearity a row for each method, or one row where all methods agree."""
-    for count, kind, role, rules, nodes in _alike(
+    for count, kind, role, rules, nodes in alike(
         nonlinearities, lambda n: (n["kind"], n["role"], tuple(n["rules"].items()))
     ):
         (first, rule), *others = rules if len({rule for _, rule in rules}) > 1 else [("all", rules[0][1])]
@@ -257,7 +278,7 @@ def _score_in_words(facts: Mapping[str, Any]) -> str:
     return f"{facts['score']}, the score before {', '.join(facts['stepped_over'])} of {facts['output']}, {axis}"
 
 
-def _alike(rows: Sequence[Row], key: Any) -> list[list[Any]]:
+def alike(rows: Sequence[Row], key: Any) -> list[list[Any]]:
     """Rows of the same key as one: how many, the key, and the first node."""
     groups: dict[Any, list[str]] = {}
     for row in rows:
@@ -277,3 +298,92 @@ def _bytes(path: Path) -> int:
     """Size on disk, with the external data that stands beside it under the usual name."""
     beside = Path(f"{path}.data")
     return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+
+
+def print_sanity(facts: Row) -> None:
+    """The report at the end of `sanity`: rank correlations at some of the layers, and the class sensitivity."""
+    explained = [f"{_class_in_words(row['explained'])}: {row['image']}" for row in facts["images"]]
+    print_pairs(
+        {
+            "wrote": [path for path in (facts["picture"], facts["csv"]) if path],
+            "ran on": provider_in_words(facts["provider"], facts["provider_note"]),
+            "input": facts["preprocessing"]["text"],
+            "note": facts["preprocessing"]["guesses"],
+            "explained": explained,
+            "layers": f"{len(facts['layers'])} with weights, seed {facts['seed']}, {facts['draws']} draw(s)",
+            "undefined": _undefined_in_words(facts["comparisons"]),
+            "limits": policies.limits(facts["methods"]),
+        }
+    )
+    methods = facts["methods"]
+    for randomisation, title in SANITY_TITLES.items():
+        curve = facts["curves"][randomisation]
+        kept = sorted(set(np.linspace(0, len(curve) - 1, SANITY_ROWS).round().astype(int).tolist()))
+        rows = [
+            [curve[i]["layer"], *(_similarity(curve[i][m][s]) for m in methods for s in ("spearman_abs", "spearman"))]
+            for i in kept
+        ]
+        print_table(title, ["layer", *(name for m in methods for name in (f"{m} |map|", "signed"))], rows)
+    scores, photos = facts["class_sensitivity"], facts["images"][:SANITY_IMAGES]
+    print_table(
+        f"class sensitivity: 1 - |rank correlation| between the maps of the {scores['classes']} highest classes, mean",
+        ["method", "all images", *(Path(row["image"]).name for row in photos)],
+        [
+            [m, _similarity(scores[m], 4), *(_similarity(row["class_sensitivity"][m], 4) for row in photos)]
+            for m in methods
+        ],
+    )
+
+
+SANITY_ROWS, SANITY_IMAGES = 12, 4  # that fit on a screen
+SANITY_TITLES = {
+    "cascading": "rank correlation with the trained network's maps, all layers random from the score down to",
+    "independent": "the same, one layer random",
+}
+
+
+def _similarity(value: float | None, digits: int = 3) -> str:
+    return "undefined" if value is None else f"{value:.{digits}f}"
+
+
+def _undefined_in_words(comparisons: Sequence[Row]) -> list[str]:
+    count = sum(row["spearman"] is None for row in comparisons)
+    said = f"{count} of {len(comparisons)} comparisons: a map is constant or zero; the means leave them out"
+    return [said] if count else []
+
+
+def _class_in_words(explained: Row) -> str:
+    name = explained["label"] or f"class {explained['index'][0]}"
+    return name if explained["value"] is None else f"{name}, {explained['meaning']} {explained['value']:.3f}"
+
+
+def print_layers(found: Sequence[Layer]) -> None:
+    """The table of `layers`."""
+    rows = [(layer.name, layer.operator, f"[{', '.join(map(str, layer.shape))}]", layer.node) for layer in found]
+    print_table("", ["layer", "operator", "shape", "node"], rows, fold=False)  # names are there to be copied
+
+
+def print_top(facts: Row) -> None:
+    """The report at the end of `top`: for each channel its strongest image."""
+    print_pairs(
+        {
+            "wrote": facts["sheet"],
+            "shows": f"{facts['method']} of {facts['layer']}, {facts['images'] - len(facts['failed'])} images searched",
+            "ran on": provider_in_words(facts["provider"], facts["provider_note"]),
+            "input": facts["preprocessing"]["text"],
+            "note": facts["preprocessing"]["guesses"],
+            "limits": policies.limits([facts["method"]]),
+        }
+    )
+    rows = [
+        (
+            *(channel["channel"], len(channel["top"])),
+            *((f"{best['activation']:.4g}", ",".join(map(str, best["unit"])), Path(best["image"]).name)),
+        )
+        for channel in facts["channels"]
+        for best in channel["top"][:1]
+    ]
+    print_table("", ["channel", "images", "activation", "at unit", "strongest in"], rows)
+    silent = [str(channel["channel"]) for channel in facts["channels"] if not channel["top"]]
+    if silent:
+        console().print(f"\nno image excites channel {', '.join(silent)}")

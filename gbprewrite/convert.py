@@ -3,20 +3,23 @@
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
+from onnx_graphsurgeon.logger import G_LOGGER
 
-from gbprewrite import differentiate, modelfile, policies, report, seed, select
-from gbprewrite.errors import GbprewriteError, ModelError, UsageError
-from gbprewrite.graft import check, declare_outputs, graft, restore
+from gbprewrite import companions, differentiate, modelfile, policies, report, seed, select
+from gbprewrite.branches import names_inside
+from gbprewrite.errors import GbprewriteError, ModelError, UnsupportedOperators, UsageError
+from gbprewrite.graft import check, declare_outputs, graft, keep_only, restore
+from gbprewrite.instances import Instances
 from gbprewrite.lowering import Builder
 from gbprewrite.modelfile import opset_of
 from gbprewrite.normalise import normalise, parameters
-from gbprewrite.policies import METHODS
+from gbprewrite.spellings import SPELLINGS
 from gbprewrite.tensors import Tensor, is_float
 from gbprewrite.view import view
 
@@ -25,12 +28,13 @@ from gbprewrite.view import view
 def blaming(model: str | os.PathLike[str] | ModelProto) -> Iterator[None]:
     """Turn a crash on a damaged model into a ModelError that says what is wrong with the model."""
     try:
-        yield
+        with G_LOGGER.suppress(G_LOGGER.ERROR):  # onnx reads bfloat16 by now; and warnings would go to stdout
+            yield
     except GbprewriteError:
         raise
     except Exception as error:
         try:
-            onnx.checker.check_model(load(model, replace=None))
+            onnx.checker.check_model(modelfile.checkable(load(model, replace=None)))
         except Exception as flaw:
             raise ModelError(
                 f"the model is not valid ONNX: {str(flaw).strip().splitlines()[0]} Export it again; "
@@ -45,63 +49,97 @@ def blaming(model: str | os.PathLike[str] | ModelProto) -> Iterator[None]:
 def convert(
     model: str | os.PathLike[str] | ModelProto,
     method: str | Sequence[str] = "guided",
-    target: str | int | Sequence[int] = "argmax",
+    target: str | int | Sequence[int] | None = None,
     *,
     score: str | None = None,
+    layer: str | None = None,
     inputs: Sequence[str] = (),
     class_axis: int | None = None,
     opset: int | None = None,
     through_softmax: bool = False,
     rectify: Sequence[str] = (),
     optimize_for: str = "auto",
+    maps_only: bool = False,
     prefix: str = "",
     replace: bool = False,
+    cam_layer: str | None = None,
+    rectgrad_tau: float = 0.0,
+    rectgrad_quantile: float | None = None,
+    steps: int = 32,
+    baseline: str = "zeros",
+    samples: int = 16,
 ) -> ModelProto:
     """A model that gives, besides its own outputs, attribution maps of its inputs.
 
     Args:
         model: an ONNX file, or a ModelProto (which is left as it is).
         method: "guided" (Springenberg et al. 2014), "deconvnet" (Zeiler and Fergus 2013), "gradient" (Simonyan et al.
-            2013), or several of them, which share one forward pass.
-        target: the class whose score is explained: "argmax", an index, several indices, "topk:K", "unit:C,H,W" (one
-            position of the score), "input" (a new int64 input `target` of shape [N]) or "seed" (a new input `seed`
-            shaped like the score: the cotangent itself).
+            2013), "input_x_gradient" (Shrikumar et al. 2016), "gradcam" and "guided_gradcam" (Selvaraju et al. 2017),
+            "rectgrad" (Kim et al. 2019), "smoothgrad" (Smilkov et al. 2017), "integrated_gradients" (Sundararajan et
+            al. 2017), or several of them, which share one forward pass. The last two put their points into the file as
+            a batch, or, where the model's batch is fixed, the network itself once for each point.
+        target: the class whose score is explained: "argmax" (the default), an index, several indices, "topk:K", "input"
+            (a new int64 input `target` of shape [N]) or "seed" (a new input `seed` shaped like the score: the cotangent
+            itself). Or one unit: "strongest" (the default with `layer`) of all, the strongest of a channel "channel:C",
+            or the one at a position "unit:C,H,W". Its cotangent is 1, that of all others 0.
         score: name of the graph output or inner tensor to explain; needed when several outputs qualify.
+        layer: name of an inner tensor, or of the node that makes it, in place of `score`: where the unit is.
         inputs: names of the inputs to differentiate; by default every float input that the score depends on.
         class_axis: axis of the classes, 1 by default, or the axis of a final Softmax.
         opset: opset of the result; by default the source's, but at least 18.
         through_softmax: explain the probability itself, instead of the score before a final Softmax or Sigmoid.
         rectify: activations that guided and deconvnet treat like ReLU: ("all",) or names such as "Gelu".
-        optimize_for: "auto" writes the spellings that onnxruntime runs fastest, "portable" the plainest ones.
+        optimize_for: "cpu" writes the spellings that onnxruntime's CPU provider runs fastest, and so does "auto";
+            "cuda" those that its CUDA provider has kernels for; "portable" the plainest ones, for other runtimes.
+        maps_only: leave out the model's own outputs, and everything that the maps don't need. The source can't be taken
+            back from such a file.
         prefix: put before every name that the file gains, where these meet names of the source.
         replace: convert the source again that a converted model was made from.
+        cam_layer: name of the tensor or node at which Grad-CAM is taken; by default the last one before the score with
+            channels and more than one position, which is the one before a global pool.
+        rectgrad_tau: RectGrad's threshold: what goes back through a unit is activation times cotangent above it.
+        rectgrad_quantile: RectGrad's threshold as a share of the units of each layer, 0.9 for the strongest tenth.
+        steps: points of the integral of integrated gradients, in the middle of as many equal steps.
+        baseline: where that integral begins: "zeros", or "input" for a new input `<input>_baseline` shaped like it.
+        samples: number of SmoothGrad's noisy copies; the noise is a new input `<input>_noise` [samples, ...] that is
+            added to every sample of the batch.
 
     Returns:
-        The model with further outputs `<input>_<method>` (shape and dtype of the input; with several classes an axis
-        behind the batch) and `explained_index` (int64 [N], [N, K] for several classes, [N, rank-1] for a unit; absent
-        for "seed"). A run-time target that does not exist makes the maps of its sample NaN.
+        The model with further outputs `<input>_<method>` (shape and dtype of the input, Grad-CAM's with one channel;
+        with several classes an axis behind the batch) and `explained_index` (int64 [N], [N, K] for several classes,
+        [N, rank-1] for a unit; absent for "seed"). A run-time target that does not exist makes the maps of its sample
+        NaN.
 
     Raises:
         UsageError: unknown method, score, input, target, or a target out of range.
-        ModelError: no ONNX model, nothing to rectify, a name clash, or a model converted already.
+        ModelError: no ONNX model, nothing to rectify, no layer for Grad-CAM, a name clash, or a model converted
+            already.
         UnsupportedOperators: operators between score and input that have no rule; all of them are listed.
     """
     methods = select.methods(method)
-    wanted = seed.parse(target)
-    if optimize_for not in ("auto", "portable"):
-        raise UsageError(f"--optimize-for {optimize_for!r}: choose auto or portable.")
+    wanted, explained = select.aim(target, score, layer, methods)
+    if optimize_for not in SPELLINGS:
+        raise UsageError(f"--optimize-for {optimize_for!r}: choose {', '.join(SPELLINGS)}.")
     inputs, rectify = ((v,) if isinstance(v, str) else tuple(v) for v in (inputs, rectify))
     options: dict[str, Any] = {
-        **{"method": methods, "target": wanted.text, "score": score, "inputs": inputs, "class_axis": class_axis},
-        **{"opset": opset, "through_softmax": through_softmax, "rectify": rectify, "optimize_for": optimize_for},
-        "prefix": prefix,
+        **{"method": methods, "target": wanted.text, "score": explained, "inputs": inputs},
+        **{"class_axis": class_axis, "opset": opset, "through_softmax": through_softmax, "rectify": rectify},
+        **{"optimize_for": optimize_for, "maps_only": maps_only, "prefix": prefix},
     }
+    told = {
+        **{"cam_layer": cam_layer, "rectgrad_tau": rectgrad_tau, "rectgrad_quantile": rectgrad_quantile},
+        **{"steps": steps, "baseline": baseline, "samples": samples},
+    }
+    settings = companions.settings(told, methods)
     with blaming(model):
         source = load(model, replace)
-        facts = report.source_facts(source) | {"options": options}
+        facts = report.source_facts(source) | {"options": {**options, **settings._asdict()}}
         if replace:  # a source part has the source's history
             facts |= {"source": (report.read_record(load(model, None)) or facts)["source"]}
-        result, record = _converted(source, **options)
+        try:
+            result, record = _converted(source, settings, **options)
+        except UnsupportedOperators as error:
+            raise UnsupportedOperators(error.obstacles, modelfile.unsettled(source)) from None
         flaw = check(result, lambda: load(model, replace))
         report.write_record(result, facts | record | {"flaw": flaw})
     return result
@@ -109,6 +147,7 @@ def convert(
 
 def _converted(
     source: ModelProto,
+    settings: companions.Settings,
     method: Sequence[str],
     target: str,
     score: str | None,
@@ -118,6 +157,7 @@ def _converted(
     through_softmax: bool,
     rectify: Sequence[str],
     optimize_for: str,
+    maps_only: bool,
     prefix: str,
 ) -> tuple[ModelProto, dict[str, Any]]:
     """The converted model, still without its record; and the record."""
@@ -126,25 +166,45 @@ def _converted(
     graph = view(result)
     declare_outputs(result, graph)
     chosen = select.select(graph, result, score, inputs, class_axis, through_softmax, opset_of(result))
-    found, marked = select.rectifiers(chosen.nodes, methods, rectify)
+    everywhere = list(differentiate.with_branches(chosen.nodes, chosen.inputs))
+    found, marked = select.rectifiers(everywhere, methods, rectify)
+    layer = companions.layer_for(graph, chosen, methods, settings)
     names = {role: prefix + role for role in ("target", "seed", "explained_index")}
     maps = {(x.name, m): f"{prefix}{x.name}_{m}" for m in methods for x in chosen.inputs}
-    gained = [*maps.values(), *(names[role] for role in wanted.roles)]
+    given = companions.given_inputs(chosen, methods, settings, prefix)
+    gained = [*maps.values(), *(names[role] for role in wanted.roles), *(g.name for g in given)]
     select.check_names(graph, result, gained)
 
-    op = Builder(graph, opset_of(result), prefix, optimize_for == "portable")
-    op.reserve(gained)
+    op = Builder(graph, opset_of(result), prefix, SPELLINGS[optimize_for])
+    op.reserve([*gained, *names_inside(result.graph)])
     seeds = seed.seeds(op, chosen.score, wanted, chosen.class_axis, names)
     outputs: list[Tensor] = []
+    gained_inputs = {(g.kind, g.input): gs.Variable(g.name, g.dtype, g.shape) for g in given}
+    instances = cache(partial(_instances, op, result, chosen, optimize_for))
+    work = companions.Work(op, graph, chosen, seeds, marked, settings, layer, gained_inputs, instances)
     for name in methods:
-        rule_of = partial(policies.rule_of, combine=METHODS[name], marked=marked)
-        pulled = differentiate.pull_back(op, chosen, rule_of, seeds.cotangents, "grad" if name == "gradient" else name)
-        for x, cotangents in zip(chosen.inputs, pulled, strict=True):
-            outputs.append(seed.as_output(op, x, cotangents, seeds, maps[x.name, name]))
+        for x, found_map in zip(chosen.inputs, companions.MAPS[name](work, name), strict=True):
+            outputs.append(seed.as_output(op, *found_map, seeds, maps[x.name, name]))
     if seeds.indices is not None:
         outputs.append(op.output(seeds.indices, names["explained_index"]))
-    added = graft(result, op, seeds.inputs, outputs)
-    return result, report.record(result, added, chosen, methods, wanted, names, maps, found, marked)
+    added = graft(result, op, [*seeds.inputs, *gained_inputs.values()], outputs)
+    if maps_only:
+        keep_only(result, [t.name for t in outputs])
+    record = report.record(result, added, chosen, methods, wanted, names, maps, found, marked)
+    rows = [{"kind": g.kind, "input": g.input, "name": g.name} for g in given]
+    return result, record | {"cam_layer": layer and layer.tensor.name, "given": rows}
+
+
+def _instances(op: Builder, normal: ModelProto, chosen: select.Selection, optimize_for: str) -> Instances:
+    """The normalised model, converted for itself, to be built once more for another batch."""
+    source = ModelProto()
+    source.CopyFrom(normal)
+    options: dict[str, Any] = {
+        **{"method": ["gradient"], "target": "seed", "score": chosen.score.name, "class_axis": chosen.class_axis},
+        **{"inputs": [x.name for x in chosen.inputs], "opset": None, "through_softmax": True, "rectify": ()},
+        **{"optimize_for": optimize_for, "maps_only": False, "prefix": f"{op.prefix}instance/"},
+    }
+    return Instances(op, *_converted(source, companions.Settings(), **options))
 
 
 def inspect(model: str | os.PathLike[str] | ModelProto) -> report.Inspection:
@@ -158,6 +218,10 @@ def inspect(model: str | os.PathLike[str] | ModelProto) -> report.Inspection:
 
 def _inspected(given: ModelProto) -> report.Inspection:
     facts = report.describe(given)
+    if report.holds_only_maps(facts["record"]):
+        told = facts["record"]
+        treated = [*told["rectifiers"], *told["activations"]]
+        return report.Inspection(**facts, nonlinearities=treated, pools=told["pools"], missing=[])
     source = restore(given)
     facts["parameters"] = parameters(source)  # the conversion's own constants are none of the model's
     normal = normalise(source)
@@ -165,11 +229,12 @@ def _inspected(given: ModelProto) -> report.Inspection:
     inputs = [t for t in select.real_inputs(graph, normal) if is_float(t)]
     nodes: dict[int, gs.Node] = {}
     for output in graph.outputs:
-        nodes.update({id(n): n for n in differentiate.path(graph, inputs, output)})
+        on_the_way = differentiate.path(graph, inputs, output)
+        nodes.update({id(n): n for n in differentiate.with_branches(on_the_way, inputs)})
     found = [n for n in map(policies.nonlinearity, nodes.values()) if n]
     return report.Inspection(
         **facts,
-        nonlinearities=report.treatments(found, list(METHODS), policies.rectified(found)),
+        nonlinearities=report.treatments(found, list(policies.COMBINATORS), policies.rectified(found)),
         pools=report.pools(nodes.values()),
         missing=differentiate.missing(nodes.values(), opset_of(normal)),
     )
@@ -183,6 +248,7 @@ def load(model: str | os.PathLike[str] | ModelProto, replace: bool | None = Fals
     if isinstance(model, ModelProto):
         source = ModelProto()
         source.CopyFrom(model)
+        modelfile.check_references(source)
     else:
         source = modelfile.load(model)
     record = report.read_record(source)

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gbprewrite.select import Selection
 
 RuleOf = Callable[[gs.Node], Rule]
+INTEGER_SUMS = ("ConvInteger", "MatMulInteger")
 
 
 def path(graph: gs.Graph, inputs: Sequence[Tensor], score: Tensor) -> list[gs.Node]:
@@ -56,11 +57,42 @@ def read_by(node: gs.Node) -> list[Tensor]:
 
 def _stands_for_real(node: gs.Node, output: Tensor, reached: set[int]) -> bool:
     """Whether an integer output is a quantised real number: made by quantising, or handed on from one that was."""
+    if node.op in INTEGER_SUMS:
+        return any(id(t) in reached and is_quantised(t) for t in node.inputs)
     if not is_quantised(output):
         return False
     if node.op in ("QuantizeLinear", "Saturation"):
         return True
     return node.op in CARRIERS and any(id(t) in reached and is_quantised(t) for t in node.inputs)
+
+
+def operands(node: gs.Node, wanted: set[int]) -> list[Tensor]:
+    """The tensors to which a node's rule gives cotangents: its inputs, and of an If what its branches capture too."""
+    if node.op != "If":
+        return list(node.inputs)
+    inner = {id(t): t for t in read_by(node)[1:] if id(t) in wanted}
+    return [node.inputs[0], *inner.values()]
+
+
+def _carriers(nodes: Iterable[gs.Node], inputs: Sequence[Tensor]) -> set[int]:
+    """id() of the tensors whose cotangents a walk over the nodes asks for."""
+    return {id(t) for t in inputs} | {id(t) for n in nodes for t in n.outputs}
+
+
+def with_branches(nodes: Sequence[gs.Node], inputs: Sequence[Tensor]) -> Iterator[gs.Node]:
+    """The nodes of a path, and those on it inside the branches of an If."""
+    wanted = _carriers(nodes, inputs)
+    for node in nodes:
+        yield node
+        for branch in (a for a in node.attrs.values() if node.op == "If" and isinstance(a, gs.Graph)):
+            taken = operands(node, wanted)[1:]
+            yield from with_branches(_through(branch, taken, branch.outputs), taken)
+
+
+def _through(branch: gs.Graph, inputs: Sequence[Tensor], outputs: Iterable[Tensor]) -> list[gs.Node]:
+    """The nodes of a branch through which the inputs reach any of its outputs."""
+    found = {id(n) for y in outputs for n in _between(branch.nodes, inputs, y)}
+    return [n for n in branch.nodes if id(n) in found]
 
 
 def missing(nodes: Iterable[gs.Node], opset: int) -> list[Obstacle]:
@@ -74,8 +106,26 @@ def missing(nodes: Iterable[gs.Node], opset: int) -> list[Obstacle]:
 
 REFUSED = {
     **dict.fromkeys(("Loop", "Scan"), "a loop; export the model unrolled"),
+    "LinearAttention": "its body is a loop",
     **dict.fromkeys(("RNN", "GRU", "LSTM"), "a recurrent cell; these are not differentiated"),
-    "If": "a branch that is chosen at run time; export the model with the one that it takes",
+    **dict.fromkeys(
+        (
+            *("ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase"),
+            *("SequenceInsert", "SequenceLength", "SequenceMap", "SplitToSequence"),
+        ),
+        "a sequence; export the model with tensors alone",
+    ),
+    **dict.fromkeys(
+        ("Optional", "OptionalGetElement", "OptionalHasElement"),
+        "an optional value; export the model with the value, or without",
+    ),
+    **dict.fromkeys(
+        INTEGER_SUMS, "sums of integers whose scale stands elsewhere; use the model before it was quantised"
+    ),
+    **dict.fromkeys(
+        ("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"),
+        "strings are no real numbers",
+    ),
 }
 
 
@@ -101,14 +151,31 @@ def pull_back(
     """
     pulled = []
     for seed in seeds:
-        walk = _Walk(op, rule_of, chosen.score, seed, tag)
+        walk = _Walk(op, rule_of, [(chosen.score, seed)], tag)
         pulled.append(walk.back(chosen.nodes, chosen.inputs))
     return [list(of_one_input) for of_one_input in zip(*pulled, strict=True)]
 
 
 def pull_back_built(op: Builder, y: Tensor, dy: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
     """Cotangents of the inputs of a value that was itself built with `op`; for rules that are decompositions."""
-    return _Walk(op, lambda node: VJP[node.op], y, dy).back(_producers(y, inputs), inputs)
+    return _Walk(op, lambda node: VJP[node.op], [(y, dy)]).back(_producers(y, inputs), inputs)
+
+
+def pull_back_branch(
+    op: Builder, branch: gs.Graph, dys: Sequence[Tensor | None], inputs: Sequence[Tensor], rule_of: RuleOf
+) -> list[Tensor]:
+    """Cotangents of what a branch captures, as outputs of its own; zeros where it does not depend on a value.
+
+    `op` builds inside the branch; `dys` are the cotangents of the If's outputs.
+    """
+    given = [(y, dy) for y, dy in zip(branch.outputs, dys, strict=True) if dy is not None]
+    seeds = [(y, op.shaped_like(op.Identity(dy), y)) for y, dy in given]
+    tag = op.scope.split("/")[0]
+    found = _Walk(op, rule_of, seeds, tag).back(_through(branch, inputs, [y for y, _ in seeds]), inputs)
+    return [
+        op.output(op.zeros_like(x) if dx is None else dx, op.unique(f"{op.prefix}{x.name}_{tag}"), like=x)
+        for x, dx in zip(inputs, found, strict=True)
+    ]
 
 
 def _producers(y: Tensor, inputs: Sequence[Tensor]) -> list[gs.Node]:
@@ -130,13 +197,15 @@ def _producers(y: Tensor, inputs: Sequence[Tensor]) -> list[gs.Node]:
 class _Walk:
     """One reverse walk: gathers the cotangents of every tensor until its producer asks for their sum."""
 
-    def __init__(self, op: Builder, rule_of: RuleOf, y: Tensor, dy: Tensor, tag: str = "") -> None:
+    def __init__(self, op: Builder, rule_of: RuleOf, seeds: Sequence[tuple[Tensor, Tensor]], tag: str = "") -> None:
         self.op, self.rule_of, self.tag = op, rule_of, tag
-        self.cotangents: dict[int, list[Tensor]] = {id(y): [dy]}
+        self.cotangents: dict[int, list[Tensor]] = {}
+        for y, dy in seeds:
+            self.cotangents.setdefault(id(y), []).append(dy)
 
     def back(self, nodes: Sequence[gs.Node], inputs: Sequence[Tensor]) -> list[Tensor | None]:
         """Walk the nodes from the last to the first; the cotangents of the inputs."""
-        wanted = {id(t) for t in inputs} | {id(t) for n in nodes for t in n.outputs}
+        wanted = _carriers(nodes, inputs)
         obstacles: list[Obstacle] = []
         for node in reversed(nodes):
             dys = [self.total(t) for t in node.outputs]
@@ -145,12 +214,15 @@ class _Walk:
             if self.tag:
                 self.op.scope = f"{self.tag}/{node.name}"
             try:
-                for x, dx in zip(node.inputs, _apply(self.op, node, self.rule_of(node), dys), strict=False):
+                xs = operands(node, wanted)
+                for x, dx in zip(xs, _apply(self.op, node, xs, self.rule_of(node), dys), strict=False):
                     if dx is not None and id(x) in wanted:
                         dx = self.op.sum_to(dx() if callable(dx) else dx, x)
                         self.cotangents.setdefault(id(x), []).append(dx)
             except Refused as refusal:
                 obstacles.append(Obstacle(node.name, node.op, str(refusal)))
+            except UnsupportedOperators as inner:  # of a branch
+                obstacles += inner.obstacles
         if obstacles:
             raise UnsupportedOperators(obstacles)
         return [self.total(t) for t in inputs]
@@ -160,13 +232,15 @@ class _Walk:
         parts = self.cotangents.get(id(tensor))
         if not parts:
             return None
+        # Those of convolutions first: onnxruntime adds in its blocked layout what it finds there.
+        parts.sort(key=lambda t: not t.inputs or t.inputs[0].op != "Conv")
         while len(parts) > 1:
             parts[:2] = [self.op.Add(parts[0], parts[1])]
         return self.op.name(parts[0], f"{tensor.name}_{self.tag}") if self.tag else parts[0]
 
 
-def _apply(op: Builder, node: gs.Node, rule: Rule, dys: list[Tensor | None]) -> Sequence[Any]:
-    inputs = [t if t.name else None for t in node.inputs]
+def _apply(op: Builder, node: gs.Node, xs: Sequence[Tensor], rule: Rule, dys: list[Tensor | None]) -> Sequence[Any]:
+    inputs = [t if t.name else None for t in xs]
     attributes = attributes_of(node, op.opset)
     names = _keywords(VJP[node.op].formula)
     if names is not None:

@@ -4,14 +4,16 @@ Equal nodes are built once (hash-consing over the forward graph as well), so rul
 forward pass already has is reused, and several methods share their masks.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from collections import ChainMap
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import helper, numpy_helper, shape_inference
+from onnx import GraphProto, helper, numpy_helper, shape_inference
 
+from gbprewrite.spellings import SPELLINGS, Spelling
 from gbprewrite.tensors import SMALL, Tensor, elements_of, node_proto, numpy_dtype, read_type, type_proto
 
 Operand: TypeAlias = gs.Tensor | np.ndarray | float | int | None
@@ -20,14 +22,15 @@ Operand: TypeAlias = gs.Tensor | np.ndarray | float | int | None
 class Emitter:
     """Builds nodes behind a forward graph; `nodes` is what was built, in order."""
 
-    def __init__(self, forward: gs.Graph, opset: int, prefix: str = "", portable: bool = False) -> None:
+    def __init__(self, forward: gs.Graph, opset: int, prefix: str = "", spelling: Spelling = SPELLINGS["auto"]) -> None:
         self.opset = opset
         self.prefix = prefix
-        self.portable = portable
+        self.spelling = spelling
         self.nodes: list[gs.Node] = []
+        self.told: list[gs.Variable] = []  # of which the builder knows more than ONNX's inference finds
         self.scope = "grad"
         self._names: set[str] = {n.name for n in forward.nodes}
-        self._known: dict[Any, list[Tensor]] = {}
+        self._known: MutableMapping[Any, list[Tensor]] = {}
         self._constants: dict[Any, gs.Constant] = {}
         self._built: set[int] = set()
         self._schemas: dict[str, onnx.defs.OpSchema] = {}
@@ -55,13 +58,36 @@ class Emitter:
         if key in self._known:
             return self._known[key]
         name = self.unique(f"{self.prefix}{self.scope}/{operator}")
-        made = [gs.Variable(name if i == 0 else f"{name}:{i}") for i in range(outputs)]
+        # Nodes tell what they undo. Values have short names, which the file holds once more for each of their readers.
+        short = self.unique(f"{self.prefix}{self.scope.partition('/')[0]}/{len(self._names)}")
+        made = [gs.Variable(short if i == 0 else f"{short}:{i}") for i in range(outputs)]
         node = gs.Node(operator, name, attributes, tensors, made)
         self._infer(node)
         self.nodes.append(node)
         self._built.update(id(t) for t in made)
         self._known[key] = made
         return made
+
+    def inside(self, branch: gs.Graph) -> Self:
+        """A builder for a graph inside a node: it sees what was built around it, and takes no name twice."""
+        made = type(self)(branch, self.opset, self.prefix, self.spelling)
+        made.scope = self.scope
+        self._names |= made._names
+        made._names = self._names
+        made._known = ChainMap(made._known, self._known)
+        return made
+
+    def branched(self, condition: Tensor, branches: dict[str, GraphProto], like: Sequence[Tensor]) -> list[Tensor]:
+        """An If; its outputs have the types and shapes of `like`."""
+        name = self.unique(f"{self.prefix}{self.scope}/If")
+        made = [gs.Variable(f"{name}:{i}", x.dtype, x.shape) for i, x in enumerate(like)]
+        self.nodes.append(gs.Node("If", name, dict(branches), [condition], made))
+        self._built.update(id(t) for t in made)
+        return list(made)
+
+    def constants(self) -> list[gs.Constant]:
+        """The constants that were made here."""
+        return list(self._constants.values())
 
     def constant(self, value: Any, dtype: Any = None) -> gs.Constant:
         """An initializer; equal values are stored once."""

@@ -40,14 +40,14 @@ class Obstacle(NamedTuple):
 class UnsupportedOperators(ModelError):
     """Nodes on the path from the score to the input have no rule; `obstacles` names each of them."""
 
-    def __init__(self, obstacles: Sequence[Obstacle]) -> None:
+    def __init__(self, obstacles: Sequence[Obstacle], hint: str = "") -> None:
         self.obstacles = tuple(obstacles)
         lines = "\n".join(f"  {o.operator} (node {o.node!r}): {o.why}" for o in self.obstacles)
         super().__init__(
             f"{len(self.obstacles)} node(s) between the score and the input can't be differentiated:\n{lines}\n"
             "Nothing was written. Explain an earlier tensor with --score NAME, differentiate with respect to "
             "another input with --input NAME, or re-export the model without these operators ('gbprewrite ops' lists "
-            "the rules)."
+            f"the rules).{hint and ' '}{hint}"
         )
 
 

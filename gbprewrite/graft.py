@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import ModelProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, helper, numpy_helper
 
 from gbprewrite import modelfile, report
+from gbprewrite.branches import captured, reads
 from gbprewrite.errors import ModelError
 from gbprewrite.lowering import Builder
 from gbprewrite.tensors import Tensor, node_proto, onnx_type
@@ -24,6 +25,7 @@ def graft(model: ModelProto, op: Builder, inputs: Sequence[gs.Variable], outputs
         if any(t.name in needed for t in node.outputs):
             kept.append(node)
             needed.update(t.name for t in node.inputs if t.name)
+            needed.update(name for a in node.attrs.values() if isinstance(a, GraphProto) for name in captured(a))
     known = {t.name for t in model.graph.initializer} | {v.name for v in model.graph.input}
     known |= {name for n in model.graph.node for name in n.output}
     for node in reversed(kept):
@@ -33,7 +35,11 @@ def graft(model: ModelProto, op: Builder, inputs: Sequence[gs.Variable], outputs
                 model.graph.initializer.append(numpy_helper.from_array(tensor.values, tensor.name))
                 known.add(tensor.name)
         model.graph.node.append(node_proto(node))
-    for values, gained in ((model.graph.input, inputs), (model.graph.output, outputs)):
+    # onnxruntime keeps a product in its blocked layout only where it can prove that both factors have the same shape.
+    told = {t.name: t for t in op.told if t.name in needed}
+    for values, gained in (
+        (model.graph.input, inputs), (model.graph.output, outputs), (model.graph.value_info, told.values())
+    ):  # fmt: skip
         values.extend(helper.make_tensor_value_info(t.name, onnx_type(t), _declared(t)) for t in gained)
     return len(kept), len(model.graph.initializer) - weights
 
@@ -45,6 +51,23 @@ def _declared(tensor: Tensor) -> list[int | str | None] | None:
     return [None if isinstance(d, str) and d.startswith("unk__") else d for d in tensor.shape]
 
 
+def keep_only(model: ModelProto, outputs: Sequence[str]) -> None:
+    """Take from the model every output but these, and what they do not need; its inputs stay."""
+    needed, kept = set(outputs), []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(reads(node))
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(kept))
+    made = needed | {name for n in kept for name in n.output}
+    for values in (model.graph.output, model.graph.initializer, model.graph.value_info):
+        names = set(outputs) if values is model.graph.output else made
+        remaining = [v for v in values if v.name in names]
+        del values[:]
+        values.extend(remaining)
+
+
 def restore(model: ModelProto) -> ModelProto:
     """The source part of a converted model, in place: what the conversion added is taken away again.
 
@@ -53,14 +76,20 @@ def restore(model: ModelProto) -> ModelProto:
     record = report.read_record(model)
     if record is None:
         return model
-    for values, count in (
-        (model.graph.node, record["added"]["nodes"]),
-        (model.graph.initializer, record["added"]["initializers"]),
-    ):
-        del values[len(values) - count :]
+    if report.holds_only_maps(record):
+        raise ModelError(
+            "the file holds only maps (it was converted with --maps-only), so that its source can't be taken back from "
+            "it. Use the source model itself."
+        )
+    own = len(model.graph.node) - record["added"]["nodes"]
+    made = {name for node in model.graph.node[own:] for name in node.output}
+    del model.graph.node[own:]
+    del model.graph.initializer[len(model.graph.initializer) - record["added"]["initializers"] :]
     gained = {m["output"] for m in record["maps"]} | {record["explained_index_name"]}
-    given = {record["target_name"], record["seed_name"]}
-    for values, added in ((model.graph.output, gained), (model.graph.input, given)):
+    given = report.given_names(record)
+    for values, added in (
+        (model.graph.output, gained), (model.graph.input, given), (model.graph.value_info, made)
+    ):  # fmt: skip
         kept = [v for v in values if v.name not in added]
         del values[:]
         values.extend(kept)
@@ -82,10 +111,8 @@ def check(model: ModelProto, source: Callable[[], ModelProto]) -> str | None:
     """The standard's own full check of a converted model.
 
     A source that fails it already may still run: then the plain check decides, and the flaw comes back as a sentence.
-    So does what was not checked. Raises ModelError when the conversion is at fault.
+    Raises ModelError when the conversion is at fault.
     """
-    if modelfile.is_large(model):
-        return "the full check of ONNX was not run: it takes no model of more than 2 GB"
     flaw = _flaw(model, full=True)
     if flaw is None:
         return None
@@ -99,7 +126,7 @@ def check(model: ModelProto, source: Callable[[], ModelProto]) -> str | None:
 
 def _flaw(model: ModelProto, full: bool) -> str | None:
     try:
-        onnx.checker.check_model(model, full_check=full)
+        onnx.checker.check_model(modelfile.checkable(model), full_check=full)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return str(error).strip().splitlines()[0]
     return None

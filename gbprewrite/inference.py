@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from gbprewrite.modelfile import elements, without_weights
+from gbprewrite.qlinear import SpeltOut
 from gbprewrite.rules.linear import subscripts
 from gbprewrite.tensors import SMALL, read_type
 
@@ -29,9 +30,11 @@ def infer(model: ModelProto) -> ModelProto:
     """
     skeleton = typed_skeleton(model)
     _forget(skeleton, "?")  # two unknown dimensions, not twice the same one
+    spelt = SpeltOut(skeleton)
     while True:
         skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
         if not _Folding(skeleton).run():
+            spelt.put_back(skeleton)
             return skeleton
         _forget(skeleton, "unk__")  # inference's own names, which would stand in the way of what it knows now
 
@@ -45,7 +48,7 @@ def _forget(model: ModelProto, name: str) -> None:
 
 
 def typed_skeleton(model: ModelProto) -> ModelProto:
-    """A copy in which weights of more than SMALL elements are typed inputs."""
+    """A copy in which weights are typed inputs that are large, not at hand, or for a caller to replace."""
     skeleton = without_weights(model, SMALL)
     kept = {t.name for t in skeleton.graph.initializer} | {i.name for i in skeleton.graph.input}
     for tensor in model.graph.initializer:
@@ -56,9 +59,30 @@ def typed_skeleton(model: ModelProto) -> ModelProto:
 
 def types_of(inferred: ModelProto) -> dict[str, TypeProto]:
     """The type of every value that inference knows, initializers included."""
-    graph = inferred.graph
+    return types_in(inferred.graph)
+
+
+def types_in(graph: GraphProto) -> dict[str, TypeProto]:
+    """The types that one graph states."""
     types = {v.name: v.type for v in [*graph.value_info, *graph.output, *graph.input]}
     return types | {t.name: helper.make_tensor_type_proto(t.data_type, t.dims) for t in graph.initializer}
+
+
+def _ranks_read(graph: GraphProto) -> dict[str, int]:
+    """How many axes a value has at the least, because a node that reads it names one of them, or all."""
+    found: dict[str, int] = {}
+    for node in graph.node:
+        named = {a.name: a for a in node.attribute}
+        rank = 0
+        if "axis" in named and node.op_type in ("Concat", "Gather", "LogSoftmax", "Softmax", "Split"):
+            rank = named["axis"].i + 1 if named["axis"].i >= 0 else -named["axis"].i
+        elif node.op_type == "Transpose" and "perm" in named:
+            rank = len(named["perm"].ints)
+        elif node.op_type == "Gemm":
+            rank = 2
+        for name in node.input if node.op_type == "Concat" else node.input[: 2 if node.op_type == "Gemm" else 1]:
+            found[name] = max(found.get(name, 0), rank)
+    return found
 
 
 class _Folding:
@@ -76,6 +100,7 @@ class _Folding:
         self.known = {t.name: t for t in model.graph.initializer if t.name not in given}
         self.half_known: dict[str, TensorProto] = {}
         self.symbols: list[str | None] = []
+        self.ranks_read = _ranks_read(self.graph)
 
     def run(self) -> bool:
         """Fold the model in place; False when nothing more was found."""
@@ -133,6 +158,9 @@ class _Folding:
             return self._shape_value(node)
         if node.op_type in RANDOM or any(a.HasField("g") for a in node.attribute):
             return None
+        if node.op_type == "CastLike" and node.input[1] in self.types:  # of its second operand only the type matters
+            kind = self.types[node.input[1]].tensor_type.elem_type
+            node = helper.make_node("Cast", node.input[:1], node.output, to=kind)
         tensors = self._operands(node)
         if not (tensors or node.op_type == "Constant"):
             return None
@@ -195,17 +223,41 @@ class _Folding:
         return (value <= PLACEHOLDER) & (value > PLACEHOLDER - len(self.symbols))
 
     def _declare(self, node: NodeProto) -> bool:
-        """Write down the shape of a Reshape or Einsum that inference gives up on; False when there is none to say."""
-        if self._dims(node.output[0]) is not None or node.input[0] not in self.types:
+        """Write down the shape of a node that inference gives up on; False when there is none to say."""
+        if node.op_type == "Concat":
+            return self._declare_parts(node)
+        declared = {"Reshape": self._reshaped, "Einsum": self._contracted, "Squeeze": self._squeezed}
+        if node.op_type not in declared or self._dims(node.output[0]) is not None or node.input[0] not in self.types:
             return False
-        dims = {"Reshape": self._reshaped, "Einsum": self._contracted}.get(node.op_type, lambda _: None)(node)
+        dims = declared[node.op_type](node)
         if dims is None:
             return False
-        kind = self.types[node.input[0]].tensor_type.elem_type
-        there = [v for v in [*self.graph.value_info, *self.graph.output] if v.name == node.output[0]]
-        for value in there or [self.graph.value_info.add(name=node.output[0])]:
-            value.type.CopyFrom(helper.make_tensor_type_proto(kind, dims))
+        self._write(node.output[0], self.types[node.input[0]], dims)
         return True
+
+    def _declare_parts(self, node: NodeProto) -> bool:
+        """What a Concat joins has one rank: say it of the parts whose rank is open."""
+        ranks = [len(dims) for dims in map(self._dims, node.input) if dims is not None]
+        open_ones = [name for name in node.input if name in self.types and self._dims(name) is None] if ranks else []
+        for name in open_ones:
+            self._write(name, self.types[name], [None] * ranks[0])
+        return bool(open_ones)
+
+    def _write(self, name: str, kind: TypeProto, dims: list[Any]) -> None:
+        there = [v for v in [*self.graph.value_info, *self.graph.output] if v.name == name]
+        for value in there or [self.graph.value_info.add(name=name)]:
+            value.type.CopyFrom(helper.make_tensor_type_proto(kind.tensor_type.elem_type, dims))
+
+    def _squeezed(self, node: NodeProto) -> list[Any] | None:
+        """Of a Squeeze without axes: what is not 1, where what reads it needs as many axes as that.
+
+        An open size may be 1 at run time and its axis go too; the model itself would fail then.
+        """
+        dims = self._dims(node.input[0])
+        if dims is None or any(node.input[1:]):
+            return None
+        left = [d for d in dims if d != 1]
+        return left if self.ranks_read.get(node.output[0], 0) >= len(left) else None
 
     def _contracted(self, node: NodeProto) -> list[Any] | None:
         operands = [self._dims(name) for name in node.input]

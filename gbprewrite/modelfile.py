@@ -7,11 +7,14 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
-from onnx.external_data_helper import load_external_data_for_model
+from onnx import TensorProto
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from gbprewrite import files
 from gbprewrite.errors import ModelError
+from gbprewrite.tensors import SMALL
 
+DECISIVE = 64  # elements: integers up to here are shapes, axes, pads; their values decide what a node means
 PROTOBUF_LIMIT = 2_000_000_000  # a protobuf message ends at 2 GiB; beyond it weights go to a file of their own
 
 
@@ -53,10 +56,11 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], force: bool = Fal
     """Write a model: the whole file, or nothing.
 
     A model of more than 2 GB gets its weights in `<name>.data` beside it. Raises OutputError when the path exists
-    (unless `force`) or can't be written.
+    (unless `force`) or can't be written, ModelError when weights lie in a file that is not in the path's folder.
     """
     path = Path(path)
     files.check_writable(path, force)
+    _check_resolved(model, path.parent)
     with files.whole(path) as part:
         if is_large(model):
             onnx.save(model, part, save_as_external_data=True, location=f"{path.name}.data")
@@ -65,10 +69,81 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], force: bool = Fal
             part.write_bytes(model.SerializeToString(deterministic=True))
 
 
+def references(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """The initializers whose values lie in another file, as those of onnx.load(path, load_external_data=False)."""
+    return [t for t in model.graph.initializer if uses_external_data(t)]
+
+
+def check_references(model: onnx.ModelProto) -> None:
+    """Raise ModelError where a value lies in another file that decides what a node means.
+
+    Weights may stay references, since only their types and shapes are looked at; but a ModelProto does not say in which
+    folder its files are.
+    """
+    numbers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    for tensor in references(model):
+        size = elements(tensor.dims)
+        if size == 1 or (size <= DECISIVE and tensor.data_type in numbers):
+            raise ModelError(
+                f"the value of {tensor.name!r} (shape {list(tensor.dims)}) is needed, and lies in the file "
+                f"{ExternalDataInfo(tensor).location!r}, of which a ModelProto does not know the folder. "
+                "Give the path of the model instead, or load it with its external data: onnx.load(path)."
+            )
+
+
+def unsettled(model: onnx.ModelProto) -> str:
+    """A sentence on the operands whose values count as unknown because a caller may replace them; "" without any."""
+    given = {i.name for i in model.graph.input}
+    names = [t.name for t in model.graph.initializer if t.name in given and elements(t.dims) <= DECISIVE]
+    if not names:
+        return ""
+    return (
+        f"These initializers are inputs too, so that their values may be replaced and count as unknown: "
+        f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}. Take them off the inputs if nobody replaces them."
+    )
+
+
+def checkable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, or a copy that ONNX's checker takes: weights in other files, and in a model of more than 2 GB all that
+    are no small operands, are typed inputs in it."""
+    away = {t.name for t in references(model)}
+    if is_large(model):
+        away |= {t.name for t in model.graph.initializer if elements(t.dims) > SMALL}
+    if not away:
+        return model
+    made = without_weights(model)
+    made.graph.initializer.extend(t for t in model.graph.initializer if t.name not in away)
+    there = {i.name for i in made.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.name in away - there:
+            made.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return made
+
+
+def _check_resolved(model: onnx.ModelProto, folder: Path) -> None:
+    """Raise ModelError for weights that a model in this folder could not read."""
+    for tensor in references(model):
+        info = ExternalDataInfo(tensor)
+        file = folder / info.location
+        end = (info.offset or 0) + (info.length or 0)
+        if not file.is_file() or file.stat().st_size < end:
+            raise ModelError(
+                f"the weight {tensor.name!r} lies in the file {info.location!r}, and the folder {folder} has no such "
+                f"file{f' of {end:,} bytes or more' if file.is_file() else ''}, so that the written model could not be "
+                "read. Write it to the folder of its source, or load the source with its weights first: "
+                "onnx.load(path)."
+            )
+
+
 def is_large(model: onnx.ModelProto) -> bool:
-    """Whether a model does not fit into one protobuf message (which can't even be asked for its size then)."""
+    """Whether a model does not fit into one protobuf message.
+
+    One that does not can't be asked for its size, and tries in twice the memory: so the weights are counted first.
+    """
+    weights = (t for t in model.graph.initializer if not uses_external_data(t) and t.data_type != TensorProto.STRING)
+    sizes = (elements(t.dims) * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in weights)
     try:
-        return bool(model.ByteSize() > PROTOBUF_LIMIT)
+        return sum(sizes) > PROTOBUF_LIMIT or bool(model.ByteSize() > PROTOBUF_LIMIT)
     except EncodeError:
         return True
 
@@ -84,7 +159,10 @@ def sha256(model: onnx.ModelProto) -> str:
 
 
 def without_weights(model: onnx.ModelProto, larger_than: int = -1) -> onnx.ModelProto:
-    """A copy in which every initializer of more than `larger_than` elements is gone."""
+    """A copy without the initializers of more than `larger_than` elements, or that are no constants to look into.
+
+    Those are references to other files, and defaults of inputs, which a caller may replace.
+    """
     skeleton = onnx.ModelProto()
     for field, value in model.ListFields():
         if field.name == "graph":
@@ -93,8 +171,9 @@ def without_weights(model: onnx.ModelProto, larger_than: int = -1) -> onnx.Model
     for field, value in model.graph.ListFields():
         if field.name != "initializer":
             _copy_field(skeleton.graph, field, value)
+    given = {i.name for i in model.graph.input}
     for tensor in model.graph.initializer:
-        if elements(tensor.dims) <= larger_than:
+        if elements(tensor.dims) <= larger_than and tensor.name not in given and not uses_external_data(tensor):
             skeleton.graph.initializer.append(tensor)
     return skeleton
 

@@ -7,6 +7,7 @@ gave up. After this stage nobody looks at opsets again.
 Sources: the version notes on https://onnx.ai/onnx/operators/ and https://github.com/onnx/onnx/blob/main/docs/Changelog.md.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,11 +16,11 @@ import onnx
 import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from gbprewrite.branches import settle_branches
+from gbprewrite.branches import hoist_weights, settle_branches
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.functions import expand_functions
 from gbprewrite.fused import take_apart
-from gbprewrite.inference import infer, types_of
+from gbprewrite.inference import infer, typed_skeleton, types_in, types_of
 from gbprewrite.modelfile import elements, opset_of
 from gbprewrite.tensors import read_type
 
@@ -52,6 +53,7 @@ def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
         del model.graph.input[:]
         model.graph.input.extend(inputs)
     model.ir_version = max(model.ir_version, 8)  # inference and the checker read initializers by it
+    _correct_shapes(model)
     if source < target:
         upgrade(model, source, target)
     elif source > target:
@@ -59,12 +61,18 @@ def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = target
+    hoist_weights(model)
+    settle(model)
+    return model
+
+
+def settle(model: ModelProto) -> None:
+    """Bring the nodes of the main graph, in place, to operators that have rules, where another spelling does."""
     settle_branches(model)
     _settle_ceil_mode(model)
     take_apart(model)
     expand_functions(model)
     settle_branches(model)  # the bodies of functions have some
-    return model
 
 
 def _repair_shapes(model: ModelProto) -> None:
@@ -73,6 +81,31 @@ def _repair_shapes(model: ModelProto) -> None:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.HasField("dim_value") and dim.dim_value < 0:
                 dim.dim_param = f"{value.name}_dim{axis}"
+
+
+def _correct_shapes(model: ModelProto) -> None:
+    """Declared shapes of inner values that the nodes contradict give way; inference would believe them.
+
+    jax2onnx 0.17 declares channels-last what its optimiser has made channels-first; onnxruntime warns, and runs it.
+    """
+    skeleton = typed_skeleton(model)
+    with contextlib.suppress(onnx.shape_inference.InferenceError):
+        onnx.shape_inference.infer_shapes(skeleton, strict_mode=True)
+        return
+    del skeleton.graph.value_info[:]
+    for value in skeleton.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    found = types_of(onnx.shape_inference.infer_shapes(skeleton, data_prop=True))
+    for value in model.graph.value_info:
+        if value.name in found and _contradict(read_type(value.type)[1], read_type(found[value.name])[1]):
+            value.type.tensor_type.shape.CopyFrom(found[value.name].tensor_type.shape)
+
+
+def _contradict(a: list[int | str | None] | None, b: list[int | str | None] | None) -> bool:
+    if a is None or b is None:
+        return False
+    both = zip(a, b, strict=False)
+    return len(a) != len(b) or any(isinstance(d, int) and isinstance(e, int) and d != e for d, e in both)
 
 
 def _settle_ceil_mode(model: ModelProto) -> None:
@@ -381,24 +414,31 @@ UPGRADES: dict[str, list[tuple[int, Callable[[_Upgrade], None]]]] = {
 
 def upgrade(model: ModelProto, source: int, target: int) -> None:
     """Rewrite, in place, every node whose spelling changed between two opsets."""
-    types = types_of(infer(model)) if any(node.op_type in UPGRADES for node in model.graph.node) else {}
-    for graph in _graphs(model.graph):
-        nodes: list[NodeProto] = []
-        for node in graph.node:
-            step = _Upgrade(graph, node, types)
-            if node.domain in ("", "ai.onnx"):
-                for version, follow in UPGRADES.get(node.op_type, []):
-                    if source < version <= target:
-                        follow(step)
-            nodes += [*step.before, node, *step.after]
-        if len(nodes) > len(graph.node):
-            copies = []
-            for node in nodes:
-                copy = NodeProto()
-                copy.CopyFrom(node)
-                copies.append(copy)
-            del graph.node[:]
-            graph.node.extend(copies)
+    if any(node.op_type in UPGRADES for graph in _graphs(model.graph) for node in graph.node):
+        _upgrade_graph(model.graph, infer(model).graph, {}, source, target)
+
+
+def _upgrade_graph(
+    graph: GraphProto, inferred: GraphProto, around: dict[str, onnx.TypeProto], source: int, target: int
+) -> None:
+    """One graph, and those inside its nodes; `around` are the types of what it may capture."""
+    types = around | types_in(inferred)
+    known = {n.output[0]: {a.name: a.g for a in n.attribute if a.HasField("g")} for n in inferred.node if n.output}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        for attribute in (a for a in node.attribute if a.HasField("g")):
+            inner = known.get(node.output[0], {}).get(attribute.name, GraphProto())
+            _upgrade_graph(attribute.g, inner, types, source, target)
+        step = _Upgrade(graph, node, types)
+        if node.domain in ("", "ai.onnx"):
+            for version, follow in UPGRADES.get(node.op_type, []):
+                if source < version <= target:
+                    follow(step)
+        nodes += [*step.before, node, *step.after]
+    if len(nodes) > len(graph.node):
+        copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:

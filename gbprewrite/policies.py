@@ -1,21 +1,27 @@
 """A method is a table of rules.
 
-`METHODS` names them: plain gradient, guided backpropagation, deconvnet. The last two are three-line combinators laid
-over the rules of the *rectifiers*, which are instances (marked in the view), not operator types.
+`COMBINATORS` are small functions laid over the rules of the *rectifiers*, which are instances (marked in the view), not
+operator types. `METHODS` names every kind of map, and the combinator of the reverse walk that it is made of; what is
+made of it stands in companions.py.
 
 Sources: Simonyan et al. 2013 (gradient); Zeiler and Fergus 2013, section 2.1 (deconvnet: rectify the signal on its way
-back); Springenberg et al. 2014, section 3.4 and figure 1 (guided: both masks).
+back); Springenberg et al. 2014, section 3.4 and figure 1 (guided: both masks); Kim et al. 2019, "Why are saliency maps
+noisy? Cause of and solution to noisy saliency maps" (rectgrad: what is important goes back).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
+import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from gbprewrite.errors import UsageError
+from gbprewrite.idioms import RAISED, RAMP
 from gbprewrite.rules import VJP, Formula, Rule
-from gbprewrite.shapes import constant_of
-from gbprewrite.view import RAISED, RAMP
+from gbprewrite.shapes import Refused, constant_of, fixed
+from gbprewrite.tensors import Tensor, is_float
 
 Combinator = Callable[[Formula], Formula]
 
@@ -35,7 +41,59 @@ def deconvnet(rule: Formula) -> Formula:
     return lambda op, dy, *args, **attributes: op.Relu(dy)
 
 
-METHODS: dict[str, Combinator] = {"gradient": gradient, "guided": guided, "deconvnet": deconvnet}
+def rectgrad(rule: Formula, tau: float = 0.0, share: float | None = None) -> Formula:
+    """dx = dy · f'(x) where y · dy > τ; τ is a number, or the quantile `share` of y · dy in each sample and layer"""
+
+    def combined(op: Any, dy: Any, y: Any, *args: Any, **attributes: Any) -> Any:
+        if not is_float(y):
+            raise Refused("rectgrad multiplies by the output of a rectifier, and this one is quantised; use guided")
+        relevance = op.Mul(y, dy)
+        limit = tau if share is None else quantile(op, relevance, share)
+        return rule(op, op.mask(dy, op.Greater(relevance, limit)), y, *args, **attributes)
+
+    return combined
+
+
+COMBINATORS: dict[str, Combinator] = {
+    "gradient": gradient,
+    "guided": guided,
+    "deconvnet": deconvnet,
+    "rectgrad": rectgrad,
+}
+METHODS = {
+    "gradient": "gradient",
+    "guided": "guided",
+    "deconvnet": "deconvnet",
+    "input_x_gradient": "gradient",
+    "gradcam": "gradient",
+    "guided_gradcam": "guided",
+    "rectgrad": "rectgrad",
+    "smoothgrad": "gradient",
+    "integrated_gradients": "gradient",
+}
+# What arrives at a rectifier's own rule in place of dy.
+SIGNALS = {"guided": "max(dy, 0)", "rectgrad": "dy·(y·dy > τ)"}
+
+# What a method cannot show, in one line; `explain`, `convert` and the HTML report state it.
+LIMITS = {
+    "gradient": "shows where a small change would alter the score, not what the score is made of: saturated evidence "
+    "has no gradient (Sundararajan et al. 2017)",
+    "guided": "is not class-discriminative: it partly recovers the image whatever is explained (Nie et al. 2018), and "
+    "hardly depends on the weights of higher layers (Adebayo et al. 2018)",
+    "deconvnet": "is not class-discriminative: it partly recovers the image whatever is explained (Nie et al. 2018), "
+    "and without max pooling it does not depend on the image at all (Springenberg et al. 2014)",
+    "input_x_gradient": "shows bright pixels more than dark ones, and a black pixel never; edges of the image itself "
+    "shine through (Adebayo et al. 2018)",
+    "gradcam": "is as coarse as the layer that it is taken at, and leaves out what speaks against the class "
+    "(Selvaraju et al. 2017)",
+    "guided_gradcam": "owes its detail to guided, which hardly depends on the weights of higher layers: only its "
+    "coarse mask knows the class (Adebayo et al. 2018)",
+    "rectgrad": "is guided with a threshold: what it hides was small at some layer, not of no effect (Kim et al. 2019)",
+    "smoothgrad": "averages over noisy copies of the image, which the network was not trained on, and depends on the "
+    "noise's size (Smilkov et al. 2017)",
+    "integrated_gradients": "explains the difference to its baseline, so that another baseline gives another map, and "
+    "pixels equal to the baseline's get nothing (Sundararajan et al. 2017)",
+}
 
 RECTIFIERS = ("Relu", "Clip", "ThresholdedRelu")
 ACTIVATIONS = (
@@ -89,6 +147,11 @@ def nonlinearity(node: gs.Node) -> Nonlinearity | None:
     return Nonlinearity(node, name, "other") if kind in OTHERS else None
 
 
+def limits(methods: Iterable[str]) -> list[str]:
+    """`method limit` for each method whose limits are known."""
+    return [f"{method} {LIMITS[method]}" for method in methods if method in LIMITS]
+
+
 def is_gate(node: gs.Node) -> bool:
     """Whether an output multiplies another value: a squeeze-and-excitation gate rather than an activation."""
     seen: set[int] = set()
@@ -127,14 +190,32 @@ def rectified(found: Iterable[Nonlinearity], rectify: Sequence[str] = ()) -> set
 def rule_of(node: gs.Node, combine: Combinator, marked: set[int]) -> Rule:
     """The rule that one node meets under a method."""
     rule = VJP[node.op]
+    if node.op == "If":
+        inner = partial(rule_of, combine=combine, marked=marked)
+        return rule._replace(formula=partial(rule.formula, rule_of=inner))
     return rule._replace(formula=combine(rule.formula)) if id(node) in marked else rule
 
 
 def description(node: gs.Node, method: str, marked: set[int]) -> str:
     """What a method does at a node, in a formula."""
     plain = VJP[node.op].text if node.op in VJP else "no rule"
-    if id(node) not in marked or method == "gradient":
+    if id(node) not in marked:
         return plain
-    if method == "deconvnet":
+    if METHODS[method] == "deconvnet":
         return "dx = max(dy, 0)"
-    return plain.replace("dy", "max(dy, 0)", 1) if "dy" in plain else plain
+    return plain.replace("dy", SIGNALS.get(METHODS[method], "dy"), 1)
+
+
+def quantile(op: Any, v: Tensor, share: float) -> Tensor:
+    """The value that a share of each sample's values does not exceed, [N, 1, ...]; always one of these values."""
+    behind = len(v.shape) - 1
+    rows = op.Reshape(op.wide(v), np.array([0, -1] if behind > 0 else [1, -1], np.int64))
+    size = op.product(op.dims(v)[1 if behind > 0 else 0 :])
+    if fixed(size):
+        above = op.vector([size - int(share * (size - 1))])
+    else:
+        place = op.Floor(op.Mul(op.Cast(op.Sub(size, 1), to=TensorProto.DOUBLE), share))
+        above = op.Sub(size, op.Cast(place, to=TensorProto.INT64))
+    top = op.TopK(rows, above, outputs=2, axis=1)[0]
+    least = op.ReduceMin(top, np.array([1], np.int64), keepdims=1)
+    return op.cast_to(op.Reshape(least, np.array([-1] + [1] * max(behind, 0), np.int64)), v)

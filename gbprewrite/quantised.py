@@ -1,24 +1,15 @@
 """Quantised graphs in the view: which integers stand for real numbers, and which saturation hides a ReLU."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from gbprewrite.errors import ModelError
+from gbprewrite.qlinear import DOMAIN, QLINEAR
 from gbprewrite.shapes import constant_of
 from gbprewrite.tensors import Tensor, is_quantised, quantised_range
 
-# QLinear operator → positions of the scale and the zero point of its output
-QLINEAR = {
-    "QLinearConv": (6, 7),
-    "QLinearMatMul": (6, 7),
-    "QLinearAdd": (6, 7),
-    "QLinearMul": (6, 7),
-    "QGemm": (7, 8),
-    "QLinearGlobalAveragePool": (3, 4),
-    "QLinearAveragePool": (3, 4),
-    "QLinearSigmoid": (3, 4),
-    "QLinearLeakyRelu": (3, 4),
-    "QLinearConcat": (0, 1),
-}
 # Operators that hand the meaning of quantised values on
 CARRIERS = frozenset(
     (
@@ -26,6 +17,7 @@ CARRIERS = frozenset(
         *("Concat", "Split", "Slice", "Gather", "Pad", "DepthToSpace", "SpaceToDepth", "MaxPool"),
     )
 )
+GIVES_OUT = CARRIERS - {"MaxPool"} | {"DequantizeLinear", "Softmax", "LogSoftmax", "Sigmoid"}
 NEVER_NEGATIVE = frozenset(("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs", "Sqrt", "QLinearSigmoid"))
 KEEPS_SIGN = CARRIERS | {
     *("Add", "Mul", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax"),
@@ -34,22 +26,29 @@ KEEPS_SIGN = CARRIERS | {
 }
 
 
-def prepare(graph: gs.Graph) -> None:
+def prepare(graph: gs.Graph, given_out: Sequence[Tensor]) -> None:
     """Put a Saturation behind every QLinear operator, so that each of the two has a rule of its own.
 
     The attribute `bottom` says what the lower end of a range is: "relu" where it cuts computed values off at zero,
-    "open" where nothing can lie below it, else "closed".
+    "open" where nothing can lie below it, "output" where computed values only leave the model as those `given_out`,
+    else "closed".
     """
     _split(graph)
+    outputs = {id(t) for t in given_out}
     for node in graph.nodes:
         if node.op in ("QuantizeLinear", "Saturation") and node.domain in (None, "", "ai.onnx"):
-            node.attrs["bottom"] = _bottom(node)
+            node.attrs["bottom"] = _bottom(node, outputs)
 
 
 def _split(graph: gs.Graph) -> None:
     for node in list(graph.nodes):
-        if node.op not in QLINEAR or node.domain not in (None, "", "ai.onnx", "com.microsoft"):
+        if node.op not in QLINEAR or node.domain not in (None, "", "ai.onnx", DOMAIN):
             continue
+        if node.attrs.pop("channels_last", 0):
+            raise ModelError(
+                f"onnxruntime optimised the model for this kind of processor: {node.op} {node.name!r} has its channels "
+                "last. Convert the source model instead, or save it again at the level ORT_ENABLE_EXTENDED."
+            )
         node.domain = ""
         y = node.outputs[0]
         zero = QLINEAR[node.op][1]
@@ -70,10 +69,19 @@ def zero_point(tensor: Tensor) -> float | None:
     return float(value.ravel()[0])
 
 
-def _bottom(node: gs.Node) -> str:
-    if not _saturates_at_zero(node) or not node.inputs[0].inputs:  # an input's range is the user's choice, not a ReLU
+def _given_out(tensor: Tensor, outputs: set[int]) -> bool:
+    """Whether values only leave the graph: dequantised, moved, or as probabilities."""
+    if not tensor.outputs:
+        return id(tensor) in outputs
+    return all(n.op in GIVES_OUT and all(_given_out(t, outputs) for t in n.outputs) for n in tensor.outputs)
+
+
+def _bottom(node: gs.Node, outputs: set[int]) -> str:
+    if not node.inputs[0].inputs:  # an input's range is the user's choice, not a ReLU
         return "closed"
-    return "open" if never_negative(node.inputs[0]) else "relu"
+    if _saturates_at_zero(node):
+        return "open" if never_negative(node.inputs[0]) else "relu"
+    return "output" if _given_out(node.outputs[0], outputs) else "closed"
 
 
 def _saturates_at_zero(node: gs.Node) -> bool:

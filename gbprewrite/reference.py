@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_grid_sample
@@ -30,24 +30,40 @@ def evaluator(model: ModelProto) -> ReferenceEvaluator:
 
 
 def in_float64(model: ModelProto) -> ModelProto:
-    """A copy in which every float32 or float16 weight, input, output and cast is float64.
+    """A copy in which every weight, input, output and cast of a smaller float type is float64.
 
     The scales of Resize and Upsample stay float32, as the standard has them.
     """
     wide = ModelProto()
     wide.CopyFrom(model)
-    small = (TensorProto.FLOAT, TensorProto.FLOAT16)
-    scales = {n.input[i] for n in wide.graph.node for i in _SCALES.get(n.op_type, ()) if i < len(n.input)}
-    for tensor in wide.graph.initializer:
+    graphs = list(_graphs(wide.graph))
+    nodes = [node for graph in graphs for node in graph.node]
+    scales = {n.input[i] for n in nodes for i in _SCALES.get(n.op_type, ()) if i < len(n.input)}
+    for graph in graphs:
+        _widen(graph, scales)
+    return wide
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """A graph and all graphs inside its nodes."""
+    yield graph
+    for attribute in (a for node in graph.node for a in node.attribute if a.HasField("g")):
+        yield from _graphs(attribute.g)
+
+
+def _widen(graph: GraphProto, scales: set[str]) -> None:
+    """Make one graph float64, in place, but for the values named in `scales`."""
+    small = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    for tensor in graph.initializer:
         if tensor.data_type in small and tensor.name not in scales:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
-    for value in [*wide.graph.input, *wide.graph.output]:
+    for value in [*graph.input, *graph.output]:
         if value.type.tensor_type.elem_type in small:
             value.type.tensor_type.elem_type = TensorProto.DOUBLE
-    del wide.graph.value_info[:]
-    for node in wide.graph.node:
+    del graph.value_info[:]
+    for node in graph.node:
         if node.op_type == "LayerNormalization":  # its statistics stay float32 by its signature
-            for value in wide.graph.output:
+            for value in graph.output:
                 if value.name in node.output[1:]:
                     value.type.tensor_type.elem_type = TensorProto.FLOAT
         for attribute in node.attribute:
@@ -58,7 +74,6 @@ def in_float64(model: ModelProto) -> ModelProto:
             if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
                 values = np.array(helper.get_attribute_value(attribute), np.float64)
                 attribute.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(values)))
-    return wide
 
 
 _SCALES = {"Resize": (1, 2), "Upsample": (1,)}
@@ -176,7 +191,7 @@ class MaxPool(OpRun):
         n, c, *sizes = x.shape
         window = _Window(sizes, kernel_shape, strides, dilations, pads, auto_pad)
         outputs = window.outputs(sizes, ceil_mode)
-        lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+        lowest = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf  # numpy has bfloat16 as "V"
         padded = window.padded(x, outputs, lowest)
         places = np.arange(n * c * math.prod(sizes)).reshape(n, c, *sizes)
         if storage_order:
@@ -186,7 +201,7 @@ class MaxPool(OpRun):
         values = np.stack([padded[i] for i in taps])
         # A padded position never wins, not even against -inf.
         inside = np.stack([placed[i] for i in taps])
-        first = (np.where(inside >= 0, values, -np.inf) if x.dtype.kind == "f" else values).argmax(0)[None]
+        first = (values if x.dtype.kind in "iu" else np.where(inside >= 0, values, -np.inf)).argmax(0)[None]
         y = np.take_along_axis(values, first, 0)[0]
         if len(self.onnx_node.output) < 2:
             return (y,)
@@ -367,6 +382,30 @@ class LogSoftmax(_Coerced):
         return ((shifted - np.log(np.exp(shifted).sum(over, keepdims=True))).reshape(x.shape).astype(x.dtype),)
 
 
+def _bins(count: int, start: int, end: int, size: int) -> list[slice]:
+    """The places of each bin of a region along one axis, both ends of it included; bins may overlap."""
+    length = max(end - start + 1, 1) / count
+    low = [start + math.floor(i * length) for i in range(count)]
+    high = [start + math.ceil((i + 1) * length) for i in range(count)]
+    return [slice(max(a, 0), max(min(b, size), 0)) for a, b in zip(low, high, strict=True)]
+
+
+class MaxRoiPool(OpRun):
+    """ONNX 1.23 has none."""
+
+    def _run(self, x, rois, pooled_shape=None, spatial_scale=1.0):  # type: ignore[no-untyped-def]
+        y = np.zeros((len(rois), x.shape[1], *pooled_shape), x.dtype)
+        for r, (image, *corners) in enumerate(rois):
+            left, top, right, bottom = (int(np.copysign(np.floor(abs(v * spatial_scale) + 0.5), v)) for v in corners)
+            rows, columns = (
+                _bins(*region) for region in zip(pooled_shape, (top, left), (bottom, right), x.shape[2:], strict=True)
+            )
+            for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+                window = x[int(image), :, row, column].reshape(x.shape[1], -1)
+                y[r, :, i, j] = window.max(1) if window.size else 0
+        return (y,)
+
+
 CORRECTIONS = [
     AffineGrid,
     Conv,
@@ -384,6 +423,7 @@ CORRECTIONS = [
     LogSoftmax,
     LpNormalization,
     MaxPool,
+    MaxRoiPool,
     Pad,
     Softmax,
 ]

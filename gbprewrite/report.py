@@ -11,9 +11,12 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto, helper
 
 from gbprewrite import policies
+from gbprewrite.differentiate import REFUSED, with_branches
 from gbprewrite.errors import ModelError, Obstacle, UsageError
+from gbprewrite.fused import FUSED
 from gbprewrite.modelfile import opset_of, sha256
 from gbprewrite.normalise import parameters
+from gbprewrite.qlinear import QLINEAR
 from gbprewrite.rules import NO_GRADIENT, VJP
 from gbprewrite.seed import Target, parse
 from gbprewrite.select import Selection
@@ -25,13 +28,14 @@ Record = Mapping[str, Any]
 TREATMENT = {"node": str, "operator": str, "kind": str, "role": str, "rules": dict}
 SHAPE: dict[str, Any] = {
     **dict.fromkeys(("version", "target", "output", "score"), str),
-    **dict.fromkeys(("target_name", "seed_name", "explained_index_name", "flaw"), str | None),
+    **dict.fromkeys(("target_name", "seed_name", "explained_index_name", "cam_layer", "flaw"), str | None),
     **dict.fromkeys(("class_axis", "nodes", "opset"), int),
     "methods": [str],
     "stepped_over": [str],
     "rectifiers": [TREATMENT],
     "activations": [TREATMENT],
     "maps": [{"input": str, "method": str, "output": str}],
+    "given": [{"kind": str, "input": str, "name": str}],
     "pools": [{"node": str, "operator": str, "rule": str}],
     "added": {"nodes": int, "initializers": int},
     "source": {"sha256": str, "nodes": int, "opset": int},
@@ -90,10 +94,16 @@ def _fits(record: Any, model: ModelProto) -> bool:
         and {m["method"] for m in record["maps"]} == set(record["methods"])
         and {m["output"] for m in record["maps"]} <= outputs
         and (index in outputs if kind != "seed" else index is None)
-        and {record["target_name"], record["seed_name"]} <= {None, *inputs}
+        and given_names(record) <= inputs
         and 0 <= added["nodes"] <= len(model.graph.node)
         and 0 <= added["initializers"] <= len(model.graph.initializer)
     )
+
+
+def given_names(record: Record) -> set[str]:
+    """The inputs that a file gained: target or seed, noise, baselines."""
+    single = {record["target_name"], record["seed_name"]} - {None}
+    return {*single, *(row["name"] for row in record["given"])}
 
 
 def _is(value: Any, shape: Any) -> bool:
@@ -144,11 +154,16 @@ def record(
         **{f"{role}_name": names[role] if role in target.roles else None for role in names},
         "rectifiers": treatments([n for n in found if id(n.node) in marked], methods, marked),
         "activations": treatments([n for n in found if id(n.node) not in marked], methods, marked),
-        "pools": pools(chosen.nodes),
+        "pools": pools(with_branches(chosen.nodes, chosen.inputs)),
         "nodes": len(model.graph.node),
         "added": {"nodes": added[0], "initializers": added[1]},
         "opset": opset_of(model),
     }
+
+
+def holds_only_maps(record: Record | None) -> bool:
+    """Whether a converted file lacks parts of its source."""
+    return record is not None and bool(record["options"].get("maps_only"))
 
 
 def treatments(
@@ -204,7 +219,21 @@ def describe(model: ModelProto) -> dict[str, Any]:
 
 
 def rule_table() -> list[tuple[str, str, str]]:
-    """(operator, formula, "rule" or "no gradient") for every operator that gbprewrite knows."""
-    rows = [(name, rule.text, "rule") for name, rule in VJP.items()]
+    """(operator, formula or reason, kind) for every operator of ai.onnx, and those of onnxruntime that are understood.
+
+    The kinds: "rule"; "body", for what the standard defines by simpler operators; "no gradient"; "refused"; and
+    "com.microsoft".
+    """
+    schemas: list[Any] = [s for s in onnx.defs.get_all_schemas() if s.domain == ""]  # of the newest opset
+    standard = {s.name for s in schemas}
+    own = {name for name in VJP if name in standard}
+    rows = [(name, VJP[name].text, "rule") for name in own]
+    rows.append(("Upsample", "read as the Resize that took its place", "rule"))
     rows += [(name, "its output carries no gradient", "no gradient") for name in NO_GRADIENT]
+    rows += [(name, why, "refused") for name, why in REFUSED.items()]
+    named = {name for name, *_ in rows}
+    bodies = {s.name for s in schemas if s.has_function or s.has_context_dependent_function}
+    rows += [(name, "by the body that the standard gives it", "body") for name in bodies - named]
+    rows += [(f"com.microsoft::{name}", VJP[name].text, "com.microsoft") for name in QLINEAR if name not in standard]
+    rows += [(f"com.microsoft::{name}", "by the standard's operators that it fuses", "com.microsoft") for name in FUSED]
     return sorted(rows)

@@ -16,13 +16,15 @@ from gbprewrite.lowering import Builder
 from gbprewrite.shapes import Dim, fixed
 from gbprewrite.tensors import Tensor, numpy_dtype
 
-SPELLINGS = "argmax, INDEX, INDEX,INDEX,..., unit:C,H,W, input, seed, or topk:K"
+SPELLINGS = "argmax, INDEX, INDEX,INDEX,..., topk:K, unit:C,H,W, channel:C, strongest, input, or seed"
+WORDS = ("argmax", "strongest", "input", "seed")
 STEPPED_OVER = ("Softmax", "LogSoftmax", "Sigmoid")
 MOVED = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Cast")
 
 
 class Target(NamedTuple):
-    """kind is argmax, index, list, unit, input, seed or topk; numbers are the indices, the unit, or K."""
+    """kind is argmax, index, list, topk, unit, channel, strongest, input or seed; numbers are the indices, K, the unit,
+    or the channel."""
 
     kind: str
     numbers: tuple[int, ...] = ()
@@ -32,6 +34,11 @@ class Target(NamedTuple):
     def many(self) -> bool:
         """Whether the maps get an axis of classes."""
         return self.kind in ("list", "topk")
+
+    @property
+    def one_unit(self) -> bool:
+        """Whether one unit of the score is explained, so that the index has a coordinate for each axis."""
+        return self.kind in ("unit", "channel", "strongest")
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -46,13 +53,15 @@ def parse(target: str | int | Sequence[int]) -> Target:
     text = target.strip() if isinstance(target, str) else ",".join(map(str, np.atleast_1d(target).tolist()))
     if np.ndim(target) == 1 and len(np.atleast_1d(target)) == 1:
         text += ","  # a list of one class, which keeps its axis
-    if text in ("argmax", "input", "seed"):
+    if text in WORDS:
         return Target(text, (), text)
-    match = re.fullmatch(r"(unit:|topk:|)(\d+(?:,\d+)*)(,?)", text)
+    match = re.fullmatch(r"(unit:|channel:|topk:|)(\d+(?:,\d+)*)(,?)", text)
     if match:
         prefix, numbers = match[1], tuple(map(int, match[2].split(",")))
         if prefix == "unit:" and not match[3]:
             return Target("unit", numbers, text)
+        if prefix == "channel:" and len(numbers) == 1 and not match[3]:
+            return Target("channel", numbers, text)
         if prefix == "topk:" and len(numbers) == 1 and numbers[0] > 0 and not match[3]:
             return Target("topk", numbers, text)
         if not prefix:
@@ -108,6 +117,8 @@ def seeds(op: Builder, score: Tensor, target: Target, class_axis: int, names: di
         return Seeds([given], None, None, [given])
     if target.kind == "unit":
         return _unit(op, score, target)
+    if target.one_unit:
+        return _strongest(op, score, target, class_axis)
     if len(score.shape) < 2:
         return _scores_themselves(op, score, target)
     classes = _classes(op, score, target, class_axis)
@@ -137,9 +148,10 @@ def _classes(op: Builder, score: Tensor, target: Target, class_axis: int) -> Cla
     axis = class_axis % rank
     count = op.dim(score, axis)
     if isinstance(count, int) and any(n >= count + (target.kind == "topk") for n in target.numbers):
+        named = "channels" if target.kind == "channel" else "classes"
         allowed = f"K is at most {count}" if target.kind == "topk" else f"indices run from 0 to {count - 1}"
         raise UsageError(
-            f"--target {target.text}: out of range, the score {score.name!r} has {count} classes (axis {axis} of "
+            f"--target {target.text}: out of range, the score {score.name!r} has {count} {named} (axis {axis} of "
             f"{score.shape}), so {allowed}."
         )
     return Classes(score, axis, count)
@@ -221,7 +233,6 @@ def _unit(op: Builder, score: Tensor, target: Target) -> Seeds:
             f"--target {target.text}: names {len(target.numbers)} coordinates, the score {score.name!r} of shape "
             f"{score.shape} needs {rank - 1} behind the batch."
         )
-    made: Tensor | None = None
     in_range: Tensor | None = None
     batch_size = op.dim(score, 0)
     for axis, number in enumerate(target.numbers, 1):
@@ -233,14 +244,64 @@ def _unit(op: Builder, score: Tensor, target: Target) -> Seeds:
         if not isinstance(size, int):
             inside = op.Less(op.constant(np.array([number], np.int64)), size)
             in_range = inside if in_range is None else op.And(in_range, inside)
-        shape = np.array([-1 if a == axis else 1 for a in range(rank)], np.int64)
-        here = op.Equal(op.Reshape(op.range(size), shape), np.array(number, np.int64))
-        made = here if made is None else op.And(made, here)
-    assert made is not None
     index = _for_every_sample(op, score, np.array(target.numbers, np.int64), several=True)
     if in_range is not None:
         in_range = op.Expand(in_range, op.vector([batch_size]))
-    return Seeds([op.expand_like(op.cast_to(made, score), score)], index, in_range, [])
+    places = [np.array(number, np.int64) for number in target.numbers]
+    return Seeds([_one_at(op, score, places)], index, in_range, [])
+
+
+def _one_at(op: Builder, score: Tensor, places: Sequence[Any]) -> Tensor:
+    """1 at one position of each sample, in the shape of the score; for each axis behind the batch its coordinate, a
+    number or int64 [N, 1, ..., 1]."""
+    made: Tensor | None = None
+    for axis, place in enumerate(places, 1):
+        shape = np.array([-1 if a == axis else 1 for a in range(len(score.shape))], np.int64)
+        here = op.Equal(op.Reshape(op.range(op.dim(score, axis)), shape), place)
+        made = here if made is None else op.And(made, here)
+    assert made is not None
+    return op.expand_like(op.cast_to(made, score), score)
+
+
+def _strongest(op: Builder, score: Tensor, target: Target, class_axis: int) -> Seeds:
+    """The unit of the highest value in one channel, or in all of them; the first of several.
+
+    Zeiler and Fergus 2013, section 2.1, hand the value itself down and set all others to zero. Here it is 1: every
+    method gives a·map for a seed of a·1 with a > 0, so the pictures are the same.
+    """
+    if len(score.shape) < 2:
+        raise UsageError(
+            f"--target {target.text}: the score {score.name!r} has rank {len(score.shape)}, and so no units behind the "
+            "batch to choose from. Use --target argmax (each value is one score) or --target seed."
+        )
+    searched, axis, in_range = score, None, None
+    if target.kind == "channel":
+        searched, axis, in_range = _channel(op, _classes(op, score, target, class_axis), *target.numbers)
+    batch = score.shape[0]
+    left = op.ArgMax(op.Flatten(searched, axis=1), axis=1, keepdims=1)  # [N,1], counted along the axes searched
+    columns: list[Tensor] = []
+    for at in range(len(score.shape) - 1, 0, -1):
+        if at == axis:
+            columns.append(_for_every_sample(op, score, np.array(target.numbers, np.int64), several=True))
+            continue
+        size = op.vector([op.dim(score, at)])
+        columns.append(op.Mod(left, size))
+        left = op.Div(left, size)
+    index = op.Concat(*reversed(columns), axis=1)
+    index.shape = [batch, len(columns)]
+    ones = np.array([-1] + [1] * len(columns), np.int64)
+    places = [op.Reshape(column, ones) for column in reversed(columns)]
+    return Seeds([_one_at(op, score, places)], index, in_range, [])
+
+
+def _channel(op: Builder, channels: Classes, number: int) -> tuple[Tensor, int, Tensor | None]:
+    """One channel of the score, its axis, and bool [N] where only the run can tell whether it exists."""
+    if isinstance(channels.number, int):
+        return op.slice(channels.score, [channels.axis], [number], [1]), channels.axis, None
+    last = op.calc("Sub", channels.number, 1)
+    there = op.slice(channels.score, [channels.axis], [op.calc("Min", last, number)], [1])
+    inside = op.Less(np.array([number], np.int64), channels.number)
+    return there, channels.axis, op.Expand(inside, op.vector([op.dim(channels.score, 0)]))
 
 
 def as_output(op: Builder, x: Tensor, cotangents: Sequence[Tensor | None], seeds: Seeds, name: str) -> Tensor:

@@ -1,5 +1,6 @@
 """What the user asked for, found in the graph: the score, the inputs, the nodes between, the rectifiers among them."""
 
+import difflib
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from gbprewrite import differentiate, policies, seed
+from gbprewrite.branches import names_inside
 from gbprewrite.errors import ModelError, UnsupportedOperators, UsageError
 from gbprewrite.policies import METHODS, Nonlinearity
 from gbprewrite.tensors import Tensor, is_float
@@ -45,7 +47,7 @@ def select(
     explained, stepped, axis = (output, [], None) if through_softmax or inner else seed.step_over(output)
     _check_score(explained)
     nodes = differentiate.path(graph, wanted, explained)
-    obstacles = differentiate.missing(nodes, opset)
+    obstacles = differentiate.missing(differentiate.with_branches(nodes, wanted), opset)
     if obstacles:
         raise UnsupportedOperators(obstacles)
     read = {id(t) for n in nodes for t in differentiate.read_by(n)} | {id(explained)}
@@ -68,6 +70,23 @@ def methods(names: str | Sequence[str]) -> list[str]:
     if unknown or not asked:
         raise UsageError(f"--method {', '.join(unknown) or 'is empty'}: choose from {', '.join(METHODS)}.")
     return asked
+
+
+def aim(
+    target: str | int | Sequence[int] | None, score: str | None, layer: str | None, methods: Sequence[str]
+) -> tuple[seed.Target, str | None]:
+    """What is explained, and the name of the tensor that has it: `layer` names one whose strongest unit is meant unless
+    a target says otherwise. Raises UsageError where two are named, or `layer` may be meant as Grad-CAM's."""
+    wanted = seed.parse(target if target is not None else "argmax" if layer is None else "strongest")
+    if layer is not None and score is not None:
+        raise UsageError(f"--layer {layer} and --score {score} both name what is explained. Give one of them.")
+    cams = [m for m in methods if m in ("gradcam", "guided_gradcam")]
+    if layer is not None and cams and not (target is not None and wanted.one_unit):
+        raise UsageError(
+            f"--layer {layer} with --method {cams[0]} may mean two things. To take Grad-CAM there, use --cam-layer "
+            f"{layer}; to explain a unit of it, add --channel C, --unit C,H,W or --target strongest."
+        )
+    return wanted, layer if score is None else score
 
 
 def real_inputs(graph: gs.Graph, model: ModelProto) -> list[Tensor]:
@@ -102,11 +121,7 @@ def input_tensors(graph: gs.Graph, model: ModelProto, names: Sequence[str] = ())
 
 def _output(graph: gs.Graph, inputs: Sequence[Tensor], name: str | None) -> Tensor:
     if name is not None:
-        tensors = {t.name: t for n in graph.nodes for t in n.outputs} | {t.name: t for t in graph.outputs}
-        if name not in tensors:
-            outputs = ", ".join(t.name for t in graph.outputs)
-            raise UsageError(f"--score {name}: the model has no such tensor. Its outputs are: {outputs}.")
-        return tensors[name]
+        return named(graph, name)
     able = [t for t in graph.outputs if t.dtype is not None and is_float(t) and differentiate.path(graph, inputs, t)]
     listing = ", ".join(f"{t.name} {t.shape}" for t in able or graph.outputs)
     if not able:
@@ -117,6 +132,25 @@ def _output(graph: gs.Graph, inputs: Sequence[Tensor], name: str | None) -> Tens
     if len(able) > 1:
         raise UsageError(f"{len(able)} outputs could be explained: {listing}. Choose one with --score NAME.")
     return able[0]
+
+
+def named(graph: gs.Graph, name: str, option: str = "--score") -> Tensor:
+    """The tensor of this name, or the first output of the node of this name.
+
+    Raises UsageError, with the option and the names that come close, where there is neither.
+    """
+    tensors = {t.name: t for n in graph.nodes for t in n.outputs} | {t.name: t for t in graph.outputs}
+    nodes = {n.name: n.outputs[0] for n in graph.nodes if n.outputs}
+    if name in tensors or name in nodes:
+        return tensors.get(name, nodes.get(name))
+    known = list(dict.fromkeys([*tensors, *nodes]))
+    close = difflib.get_close_matches(name, known) or [n for n in known if name.lower() in n.lower()][:3]
+    advice = f" Did you mean {' or '.join(close)}?" if close else ""
+    said = f"{option} {name}{' (--layer)' if option == '--score' else ''}"
+    raise UsageError(
+        f"{said}: the model has no such tensor or node.{advice} Its outputs are: "
+        f"{', '.join(t.name for t in graph.outputs)}; 'gbprewrite layers MODEL' lists what lies before them."
+    )
 
 
 def _check_score(score: Tensor) -> None:
@@ -139,7 +173,7 @@ def rectifiers(
     found = [n for n in map(policies.nonlinearity, nodes) if n]
     marked = policies.rectified(found, rectify)
     for method in methods:
-        if method != "gradient" and not marked:
+        if METHODS[method] != "gradient" and not marked:
             raise ModelError(_nothing_to_rectify(method, found))
     return found, marked
 
@@ -158,7 +192,7 @@ def _nothing_to_rectify(method: str, found: Sequence[Nonlinearity]) -> str:
 def check_names(graph: gs.Graph, model: ModelProto, gained: Sequence[str]) -> None:
     """Raise ModelError where the source already uses a name that the result needs."""
     taken = {t.name for n in graph.nodes for t in [*n.inputs, *n.outputs]} | {t.name for t in graph.inputs}
-    taken |= {t.name for t in model.graph.initializer}
+    taken |= {t.name for t in model.graph.initializer} | names_inside(model.graph)
     clash = sorted(set(gained) & taken)
     if clash:
         raise ModelError(

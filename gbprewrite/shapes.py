@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from gbprewrite.emitter import Emitter
-from gbprewrite.tensors import Tensor, numpy_dtype, onnx_type
+from gbprewrite.tensors import HALF, Tensor, numpy_dtype, onnx_type
 
 Dim: TypeAlias = int | gs.Tensor
 
@@ -123,8 +124,10 @@ class Shapes(Emitter):
         return self.shaped_like(self.filled(self.shape_of(x), 1, x), x)
 
     def filled(self, shape: Tensor, value: float, like: Tensor) -> Tensor:
-        """A tensor of one value."""
-        return self.ConstantOfShape(shape, value=np.array([value], numpy_dtype(like)))
+        """A tensor of one value. (ConstantOfShape has bfloat16 from opset 20 on.)"""
+        early = onnx_type(like) == TensorProto.BFLOAT16 and self.opset < 20
+        made = self.ConstantOfShape(shape, value=np.array([value], np.float32 if early else numpy_dtype(like)))
+        return self.cast_to(made, like)
 
     def sum_to(self, v: Tensor, x: Tensor) -> Tensor:
         """Undo broadcasting: sum v over the axes along which x was repeated."""
@@ -156,6 +159,16 @@ class Shapes(Emitter):
         """A dimension as a number of the dtype of `like`, ready for arithmetic."""
         return float(dim) if isinstance(dim, int) else self.cast_to(dim, like)
 
+    def wide(self, v: Tensor) -> Tensor:
+        """v in float32 where it has half precision: squares, sums and counts overflow 16 bits."""
+        return self.Cast(v, to=TensorProto.FLOAT) if onnx_type(v) in HALF else v
+
+    def divided(self, v: Tensor, count: Dim) -> Tensor:
+        """v / count."""
+        if isinstance(count, int) and count <= 256:  # 16 bits hold these exactly
+            return self.Div(v, float(count))
+        return self.cast_to(self.Div(self.wide(v), self.as_float(count, self.wide(v))), v)
+
     def cast_to(self, v: Tensor, like: Tensor) -> Tensor:
         """v with the dtype of `like`."""
         return v if onnx_type(v) == onnx_type(like) else self.Cast(v, to=onnx_type(like))
@@ -181,6 +194,13 @@ class Shapes(Emitter):
             v, self.vector([s for _, s, _ in todo]), self.vector(ends), np.array([a for a, _, _ in todo], np.int64)
         )
 
+    def strided(self, v: Tensor, axis: int, start: int, step: int, count: int) -> Tensor:
+        """v[start : : step] along one axis, `count` of them; all numbers."""
+        if (start, step, count) == (0, 1, v.shape[axis]):
+            return v
+        ends = start + step * (count - 1) + 1
+        return self.Slice(v, *(np.array([n], np.int64) for n in (start, ends, axis, step)))
+
     @staticmethod
     def with_rank(v: Tensor, size: int) -> Tensor:
         """v, of which inference could not tell the rank."""
@@ -189,8 +209,10 @@ class Shapes(Emitter):
         return v
 
     def shaped_like(self, v: Tensor, x: Tensor) -> Tensor:
-        """What inference can't know and the verb does: v has the shape of x."""
+        """What inference can't know and the verb does: v has the shape of x. The file says so too: see graft."""
         if x.shape is not None and isinstance(v, gs.Variable):
+            if v.shape != x.shape:
+                self.told.append(v)
             v.shape = list(x.shape)
         return v
 

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto, TypeProto, helper, numpy_helper
 
 Tensor: TypeAlias = gs.Tensor
+HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 SMALL = 4096  # elements: constants up to this size are looked into, and passed on to shape inference
 
 
@@ -78,11 +79,14 @@ def read_type(proto: TypeProto) -> tuple[Any, list[int | str | None] | None]:
 
 
 def node_proto(node: gs.Node) -> onnx.NodeProto:
-    """A built node as ONNX writes it."""
-    return helper.make_node(
+    """A built node as ONNX writes it; attributes that are ONNX's own already stay as they are."""
+    ready = {k: v for k, v in node.attrs.items() if isinstance(v, onnx.AttributeProto)}
+    made = helper.make_node(
         node.op, [t.name for t in node.inputs], [t.name for t in node.outputs], node.name, domain=node.domain or "",
-        **{k: _attribute(v) for k, v in sorted(node.attrs.items())},
+        **{k: _attribute(v) for k, v in sorted(node.attrs.items()) if k not in ready},
     )  # fmt: skip
+    made.attribute.extend(ready.values())
+    return made
 
 
 def _attribute(value: Any) -> Any:

@@ -19,6 +19,7 @@ from gbprewrite.errors import DataError
 from gbprewrite.runtime import arrays
 from gbprewrite.runtime.explainer import slots_of
 from gbprewrite.runtime.session import Session, first_line
+from gbprewrite.seed import parse
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]
@@ -42,7 +43,7 @@ def backward_part(model: ModelProto) -> dict[str, Any]:
     assert record is not None
     added, graph = record["added"], model.graph
     gained = {m["output"] for m in record["maps"]}
-    gained |= {record[f"{role}_name"] for role in ("target", "seed", "explained_index")}
+    gained |= {record["explained_index_name"], *report.given_names(record)}
     weights = graph.initializer[len(graph.initializer) - added["initializers"] :]
     return {
         "nodes": list(graph.node[len(graph.node) - added["nodes"] :]),
@@ -68,7 +69,7 @@ class Trial:
         session = Session(self.scored, provider, tf32=False)
         self.ran_on = session.provider
         self.own, self.score = self._inputs(session)
-        self.feeds = {**self.own, **self._runtime_input()}
+        self.feeds = {**self.own, **self._runtime_input(), **self._noise()}
 
     @cached_property
     def scored(self) -> ModelProto:
@@ -132,6 +133,16 @@ class Trial:
         classes = self.score.shape[self.record["class_axis"]]
         return {name: np.asarray(self.rng.integers(classes, size=self.score.shape[0]))}
 
+    def _noise(self) -> Feeds:
+        """SmoothGrad's noise and baselines: what was given, or random numbers."""
+        slots, found = {s.name: s for s in slots_of(self.model)}, {}
+        for row in self.record["given"]:
+            slot, like = slots[row["name"]], self.own[row["input"]].shape
+            lead = [n for n in (slot.shape or ())[:1] if isinstance(n, int)] or like[:1]
+            given = self.given.get(slot.name, self._random(slot, [*lead, *like[1:]]))
+            found[slot.name] = np.asarray(given, slot.dtype)
+        return found
+
     @cached_property
     def gradient_model(self) -> ModelProto:
         """The converted model if it holds gradient maps, else one that has them, made from its source part."""
@@ -157,7 +168,7 @@ class Trial:
         if len(shape) < 2:
             return np.ones(shape)
         dy = np.zeros(shape)
-        if self.record["target"].startswith("unit:"):
+        if parse(self.record["target"]).one_unit:
             dy[(np.arange(shape[0]), *index.T)] = 1
             return dy
         classes = np.moveaxis(dy, self.record["class_axis"], 1)  # a view

@@ -110,11 +110,33 @@ def verify(
     """
     model, record = load_converted(converted)
     given = None if source is None else load(source)
+    if report.holds_only_maps(record):
+        return _verify_maps(model, record, given, inputs, providers)
     with blaming(model):
         trial = Trial(model, record, inputs or {}, providers)
         double = Double(trial)
         checks = [*_outputs(trial, given), _backward(trial, given), *_derivatives(trial, double), *_maps(trial, double)]
         return Verification(trial.ran_on, {name: list(a.shape) for name, a in trial.feeds.items()}, tuple(checks))
+
+
+def _verify_maps(
+    model: ModelProto, record: report.Record, source: ModelProto | None, inputs: Any, providers: str
+) -> Verification:
+    """A file that holds only maps: its source is converted again as a whole, and the maps of both must agree."""
+    if source is None:
+        raise UsageError(
+            "the file holds only maps (it was converted with --maps-only): verify compares it with its source, so name "
+            "that too (--source MODEL)."
+        )
+    whole = convert(source, **{**record["options"], "maps_only": False})
+    found = verify(whole, source, inputs=inputs, providers=providers)
+    with blaming(model):
+        trial = Trial(whole, report.read_record(whole) or record, inputs or {}, providers)
+        names = [m["output"] for m in record["maps"]]
+        ours, theirs = (Session(m, "cpu", optimise=False).run(trial.feeds, names) for m in (model, whole))
+        note = "compared with the same maps of the whole file, run on cpu without optimisations"
+        checks = [_check(f"{n} without the rest", relative_error(ours[n], theirs[n]), 0.0, note) for n in names]
+    return Verification(found.provider, found.inputs, (*found.checks, *checks))
 
 
 def _finite(error: float | None) -> float | None:

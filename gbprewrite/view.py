@@ -4,27 +4,27 @@ The view never goes back into the file. What it raises (a hard-sigmoid written a
 Max) is one node here, with a rule of its own, while the source keeps its own spelling.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from gbprewrite import quantised
 from gbprewrite.errors import ModelError
+from gbprewrite.idioms import producer, raise_idioms, scalar
 from gbprewrite.inference import infer
-from gbprewrite.shapes import constant_of, same_shape
-
-RAMP = "gbprewrite_ramp"  # attribute of a Clip, Max or Relu that is the ramp inside a hard-sigmoid
-RAISED = "gbprewrite_idiom"  # attribute of a raised node: how the source spells it
+from gbprewrite.shapes import constant_of
 
 
-def view(model: ModelProto) -> gs.Graph:
-    """The normalised model as a graphsurgeon graph, ready for look-ups.
+def view(model: ModelProto, around: Mapping[str, gs.Tensor] | None = None) -> gs.Graph:
+    """The normalised model as a graphsurgeon graph, ready for look-ups; or a branch, with the tensors around it.
 
     Raises ModelError when shape inference finds a contradiction in the model.
     """
+    from gbprewrite.conditional import open_branches, share  # which views the branches
+
     try:
         skeleton = infer(model)
     except onnx.shape_inference.InferenceError as error:
@@ -35,241 +35,61 @@ def view(model: ModelProto) -> gs.Graph:
     graph = gs.import_onnx(skeleton)
     for i, node in enumerate(graph.nodes):
         node.name = node.name or f"{node.op}_{i}"
-    quantised.prepare(graph)
+    if around is not None:
+        share(graph, around)
+    quantised.prepare(graph, graph.outputs if around is None else [])
+    open_branches(skeleton, graph, around or {})
     raise_idioms(graph)
+    nest_concatenations(graph)
+    absorb_padding(graph)
     return graph
 
 
-# --- idioms ---------------------------------------------------------------------------------------------------------
+def nest_concatenations(graph: gs.Graph) -> None:
+    """A concatenation that starts with all the parts of an earlier one reads that one.
 
-
-def raise_idioms(graph: gs.Graph) -> None:
-    """Recognise activations that are written as several nodes, or under another operator's name.
-
-    Larger idioms come first: the Clip inside a hard-swish must be gone before a Clip is asked whether it is a ReLU6.
+    The layers of a DenseNet concatenate everything before them. Differentiated as they stand, each hands a sliver to
+    each of its predecessors, and the number of sums grows with the square of the depth.
     """
-    for recognise in (_hard, _silu, _gelu_erf, _gelu_tanh, _mish, _max_relu):
-        for node in graph.nodes:
-            recognise(node)
+    earlier: dict[tuple[Any, ...], gs.Tensor] = {}
+    for node in graph.nodes:
+        if node.op != "Concat" or node.domain not in (None, "", "ai.onnx"):
+            continue
+        parts = list(node.inputs)
+        keys = [(node.attrs.get("axis"), *map(id, parts[:n])) for n in range(len(parts) + 1)]
+        longest = next((n for n in range(len(parts) - 1, 1, -1) if keys[n] in earlier), None)
+        if longest is not None:
+            node.inputs = [earlier[keys[longest]], *parts[longest:]]
+        earlier.setdefault(keys[-1], node.outputs[0])
 
 
-def _become(node: gs.Node, op: str, x: gs.Tensor, idiom: str, *more: gs.Tensor, **attrs: Any) -> None:
-    node.op, node.attrs = op, {**attrs, RAISED: idiom}
-    node.inputs = [x, *more]
+def absorb_padding(graph: gs.Graph) -> None:
+    """A Conv behind a Pad with zeros pads for itself, so that nothing has to be cut off on the way back.
+
+    Keras and TensorFlow write the padding of strided convolutions in this way.
+    """
+    for node in graph.nodes:
+        pad = producer(node.inputs[0]) if node.op == "Conv" and node.inputs else None
+        widths = _zeros_around(pad) if pad is not None else None
+        if pad is None or widths is None or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+            continue
+        own = node.attrs.get("pads") or [0] * len(widths)
+        if node.attrs.pop("auto_pad", "NOTSET") == "VALID":
+            own = [0] * len(widths)
+        node.attrs["pads"] = [a + b for a, b in zip(own, widths, strict=True)]
+        node.inputs = [pad.inputs[0], *node.inputs[1:]]
 
 
-def _scalar(t: gs.Tensor) -> float | None:
-    value = constant_of(t)
-    return float(value.ravel()[0]) if value is not None and value.size == 1 else None
-
-
-def _producer(t: gs.Tensor) -> gs.Node | None:
-    return t.inputs[0] if isinstance(t, gs.Variable) and t.inputs else None
-
-
-def _with_scalar(node: gs.Node | None, *ops: str) -> tuple[gs.Tensor, float] | None:
-    """(x, c) when the node computes x ∘ c, or c ∘ x, with a scalar constant c; Div only as x / c."""
-    if node is None or node.op not in ops or len(node.inputs) != 2:
+def _zeros_around(pad: gs.Node) -> list[int] | None:
+    """The spatial widths of a Pad with zeros, as a Conv's pads; None for any other node."""
+    if pad.op != "Pad" or pad.attrs.get("mode", "constant") != "constant" or len(pad.inputs) > 3:
+        return None  # with axes is rare
+    given = constant_of(pad.inputs[1])
+    zero = len(pad.inputs) < 3 or not pad.inputs[2].name or scalar(pad.inputs[2]) == 0
+    if given is None or not zero or pad.inputs[0].shape is None or len(given) != 2 * len(pad.inputs[0].shape):
         return None
-    for x, c in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
-        value = _scalar(c)
-        if value is not None and not isinstance(x, gs.Constant):
-            return x, value
-        if node.op in ("Div", "Pow", "Sub"):
-            break
-    return None
-
-
-def _ramp(t: gs.Tensor) -> tuple[gs.Tensor, float, float] | None:
-    """(x, c, top) when t = clip(x + c, 0, top) with 0 < c < top: the ramp inside a hard-sigmoid."""
-    node = _producer(t)
-    if node is None:
+    half = len(given) // 2
+    widths = [int(n) for n in given]
+    if any(widths[:2]) or any(widths[half : half + 2]) or min(widths) < 0:
         return None
-    if node.op == "Clip" and len(node.inputs) == 3:
-        low, top, source = _scalar(node.inputs[1]), _scalar(node.inputs[2]), node.inputs[0]
-    else:
-        bounded = _with_scalar(node, "Min")
-        inner = _producer(bounded[0]) if bounded else None
-        if bounded is None or inner is None:
-            return None
-        zero = _with_scalar(inner, "Max")
-        if inner.op == "Relu":
-            low, top, source = 0.0, bounded[1], inner.inputs[0]
-        elif zero is not None:
-            low, top, source = zero[1], bounded[1], zero[0]
-        else:
-            return None
-    shifted = _with_scalar(_producer(source), "Add")
-    if shifted is None or low != 0 or top is None or not 0 < shifted[1] < top:
-        return None
-    return shifted[0], shifted[1], top
-
-
-def _scaled_ramp(t: gs.Tensor) -> tuple[gs.Tensor, float, float, float] | None:
-    """(x, α, β, top) when t = clip(αx + β, 0, top) with top near 1: a hard-sigmoid in any of its spellings."""
-    node = _producer(t)
-    if node is not None and node.op == "HardSigmoid":
-        return node.inputs[0], node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5), 1.0
-    ramp = _ramp(t)
-    if ramp and abs(ramp[2] - 1) < 1e-3:
-        inner = _with_scalar(_producer(ramp[0]), "Mul", "Div")
-        if inner:
-            times = inner[1] if _producer(ramp[0]).op == "Mul" else 1 / inner[1]  # type: ignore[union-attr]
-            return inner[0], times, ramp[1], ramp[2]
-        return ramp[0], 1.0, ramp[1], ramp[2]
-    factor = _with_scalar(node, "Mul", "Div")
-    if factor and node is not None:
-        scale = factor[1] if node.op == "Mul" else 1 / factor[1]
-        ramp = _ramp(factor[0])
-        if ramp and abs(scale * ramp[2] - 1) < 1e-3:
-            return ramp[0], scale, ramp[1] * scale, ramp[2] * scale
-    return None
-
-
-def _hard(node: gs.Node) -> None:
-    """Hard-swish x·clip(x+3, 0, 6)/6 in its groupings, then hard-sigmoid."""
-    if node.op not in ("Mul", "Div", "Clip", "Min"):
-        return
-    if node.op == "Mul" and len(node.inputs) == 2:
-        for x, gate in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
-            found = _scaled_ramp(gate)
-            if found and found[0] is x and _close(found[1], 1 / 6) and _close(found[2], 0.5):
-                return _become(node, "HardSwish", x, "x · hard-sigmoid(x)")
-    factor = _with_scalar(node, "Mul", "Div")
-    if factor:
-        scale = factor[1] if node.op == "Mul" else 1 / factor[1]
-        product = _producer(factor[0])
-        if product is not None and product.op == "Mul" and len(product.inputs) == 2:
-            for x, gate in ((product.inputs[0], product.inputs[1]), (product.inputs[1], product.inputs[0])):
-                ramp = _ramp(gate)
-                if ramp and ramp[0] is x and ramp[1] == 3 and ramp[2] == 6 and _close(scale, 1 / 6):
-                    return _become(node, "HardSwish", x, "x · clip(x + 3, 0, 6) / 6")
-    found = _scaled_ramp(node.outputs[0])
-    if found and node.op != "HardSigmoid":
-        x, alpha, beta, top = found
-        if _close(top, 1):
-            _become(node, "HardSigmoid", x, "clip(αx + β, 0, 1)", alpha=alpha, beta=beta, from_x=1)
-        else:
-            _mark_ramp(node)
-    return None
-
-
-def _close(a: float, b: float) -> bool:
-    """Equal to float32's rounding: what is only similar keeps its own derivative."""
-    return abs(a - b) <= 1e-6 * abs(b)
-
-
-def _mark_ramp(node: gs.Node | None) -> None:
-    """A ramp with constants that are a little off is no HardSigmoid; its parts keep their rules, and are no ReLU."""
-    while node is not None and node.op in ("Mul", "Div", "Min", "Max", "Relu", "Clip"):
-        if node.op in ("Min", "Max", "Relu", "Clip"):
-            node.attrs[RAMP] = True
-        node = next((p for p in map(_producer, node.inputs) if p is not None), None)
-
-
-def _silu(node: gs.Node) -> None:
-    """x · sigmoid(x)"""
-    if node.op != "Mul" or len(node.inputs) != 2:
-        return
-    for x, gate in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
-        inner = _producer(gate)
-        if inner is not None and inner.op == "Sigmoid" and inner.inputs[0] is x:
-            return _become(node, "Swish", x, "x · sigmoid(x)", alpha=1.0)
-    return None
-
-
-def _factors(t: gs.Tensor) -> tuple[list[gs.Tensor], float]:
-    """A product (Mul, and Div by a constant) taken apart: its variable factors and its constant one."""
-    scale, todo = 1.0, [t]
-    found: list[gs.Tensor] = []
-    while todo:
-        current = todo.pop()
-        node = _producer(current)
-        value = _scalar(current)
-        if value is not None:
-            scale *= value
-        elif node is not None and node.op == "Mul" and len(found) + len(todo) < 6:
-            todo += list(node.inputs)
-        elif node is not None and node.op == "Div" and _scalar(node.inputs[1]):
-            scale /= _scalar(node.inputs[1])  # type: ignore[operator]
-            todo.append(node.inputs[0])
-        else:
-            found.append(current)
-    return found, scale
-
-
-def _half_one_plus(node: gs.Node, inner_op: str) -> tuple[gs.Tensor, gs.Node] | None:
-    """(x, inner) when the node computes x/2 · (1 + inner(...)), in any grouping."""
-    if node.op not in ("Mul", "Div"):
-        return None
-    factors, scale = _factors(node.outputs[0])
-    if len(factors) != 2 or abs(scale - 0.5) > 1e-6:
-        return None
-    for x, sum_ in ((factors[0], factors[1]), (factors[1], factors[0])):
-        plus_one = _with_scalar(_producer(sum_), "Add")
-        inner = _producer(plus_one[0]) if plus_one and plus_one[1] == 1 else None
-        if inner is not None and inner.op == inner_op:
-            return x, inner
-    return None
-
-
-def _gelu_erf(node: gs.Node) -> None:
-    """x/2 · (1 + erf(x/√2))"""
-    found = _half_one_plus(node, "Erf")
-    if found:
-        x, inner = found
-        factors, scale = _factors(inner.inputs[0])
-        if len(factors) == 1 and factors[0] is x and abs(scale - 0.5**0.5) < 1e-5:
-            _become(node, "Gelu", x, "x/2 · (1 + erf(x/√2))", approximate="none")
-
-
-def _gelu_tanh(node: gs.Node) -> None:
-    """x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))"""
-    found = _half_one_plus(node, "Tanh")
-    if not found:
-        return
-    x, inner = found
-    factors, scale = _factors(inner.inputs[0])
-    if len(factors) != 1 or abs(scale - (2 / np.pi) ** 0.5) > 1e-5:
-        return
-    total = _producer(factors[0])
-    if total is None or total.op != "Add":
-        return
-    for linear, cubic in ((total.inputs[0], total.inputs[1]), (total.inputs[1], total.inputs[0])):
-        powers, weight = _factors(cubic)
-        cube = _with_scalar(_producer(powers[0]), "Pow") if len(powers) == 1 else None
-        is_cube = (cube and cube[0] is x and cube[1] == 3) or (len(powers) == 3 and all(p is x for p in powers))
-        if linear is x and is_cube and abs(weight - 0.044715) < 1e-6:
-            return _become(node, "Gelu", x, "x/2 · (1 + tanh(√(2/π)(x + 0.044715x³)))", approximate="tanh")
-
-
-def _mish(node: gs.Node) -> None:
-    """x · tanh(softplus(x))"""
-    if node.op != "Mul" or len(node.inputs) != 2:
-        return
-    for x, gate in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
-        inner = _producer(gate)
-        soft = _producer(inner.inputs[0]) if inner is not None and inner.op == "Tanh" else None
-        if soft is not None and soft.op == "Softplus" and soft.inputs[0] is x:
-            return _become(node, "Mish", x, "x · tanh(softplus(x))")
-    return None
-
-
-def _max_relu(node: gs.Node) -> None:
-    """max(x, 0), and where(x > 0, x, 0)"""
-    if node.op == "Max" and len(node.inputs) == 2 and RAMP not in node.attrs:
-        for x, zero in (node.inputs, node.inputs[::-1]):
-            if _is_zero(zero) and not isinstance(x, gs.Constant) and same_shape(x, node.outputs[0]):
-                return _become(node, "Relu", x, "Max(x, 0)")
-    if node.op == "Where" and _is_zero(node.inputs[2]):
-        test = _producer(node.inputs[0])
-        if test is not None and test.op in ("Greater", "GreaterOrEqual"):
-            against = _with_scalar(test, test.op)
-            if against and against == (node.inputs[1], 0.0) and test.inputs[0] is against[0]:
-                return _become(node, "Relu", node.inputs[1], "Where(x > 0, x, 0)")
-    return None
-
-
-def _is_zero(t: gs.Tensor) -> bool:
-    value = constant_of(t)
-    return value is not None and value.size > 0 and not value.any()
+    return widths[2:half] + widths[half + 2 :]

@@ -138,10 +138,12 @@ case("ConvTranspose", normal(1, 3, 4, 3), normal(3, 2, 3, 3), strides=[2, 3], pa
 case("ConvTranspose", normal(1, 3, 4, 3), normal(3, 2, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1])
 case("ConvTranspose", normal(1, 4, 4, 3), normal(4, 1, 3, 3), group=2, dilations=[2, 1])
 case("ConvTranspose", normal(1, 3, 4, 3), normal(3, 2, 3, 3), auto_pad="SAME_UPPER", strides=[2, 2])
-case(
-    *("ConvTranspose", normal(1, 3, 4, 3), normal(3, 2, 3, 3)),
-    **{"output_shape": [9, 7], "strides": [2, 2], "static": "its output_shape needs a fixed input size"},
-)
+for _pad in ("NOTSET", "SAME_UPPER", "SAME_LOWER"):
+    case(
+        *("ConvTranspose", normal(1, 3, 4, 3), normal(3, 2, 3, 3)),
+        **{"output_shape": [8, 6], "strides": [2, 2], "auto_pad": _pad},
+    )
+case("ConvTranspose", normal(1, 3, 4, 3), normal(3, 2, 3, 3), output_shape=[7, 5], strides=[2, 2], dilations=[2, 1])
 case("ConvTranspose", normal(1, 2, 2, 3, 2), normal(2, 2, 2, 2, 2), strides=[1, 2, 1])
 # Matrix products
 case("Gemm", normal(2, 3), normal(3, 4), normal(4))
@@ -312,3 +314,33 @@ case("RoiAlign", normal(2, 2, 5, 6), _rois, ints(0, 1), output_height=2, output_
 case("RoiAlign", normal(2, 2, 5, 6), _rois, ints(1, 1), output_height=2, output_width=2)
 case("DeformConv", normal(1, 2, 4, 5), normal(3, 2, 2, 2), 0.3 * unit(1, 8, 3, 4), opset=19)
 case("Col2Im", normal(1, 8, 6), ints(3, 4), ints(2, 2))
+for _policy in ("not_larger", "not_smaller"):
+    for _how in (
+        {"mode": "nearest"},
+        {"mode": "linear"},
+        {"mode": "linear", "antialias": 1},
+        {"mode": "cubic", "coordinate_transformation_mode": "pytorch_half_pixel"},
+        {"mode": "linear", "coordinate_transformation_mode": "asymmetric"},
+    ):
+        case(
+            *("Resize", normal(1, 2, 5, 6), None, None, ints(7, 4)),
+            **{"axes": [2, 3], "keep_aspect_ratio_policy": _policy, **_how},
+        )
+# (Of antialiased cubics ONNX's reference evaluator rounds the weights to float32, which some sizes show.)
+case(
+    *("Resize", normal(1, 2, 5, 6), None, None, ints(7, 4)),
+    **{"axes": [2, 3], "keep_aspect_ratio_policy": "not_larger", "mode": "cubic", "antialias": 1, "exclude_outside": 1},
+)
+_region = constant(np.array([0.1, 0.2, 0.83, 0.9]))
+for _how in (
+    {"mode": "linear"},
+    {"mode": "linear", "antialias": 1},
+    {"mode": "cubic", "exclude_outside": 1},
+):
+    case(
+        *("Resize", normal(1, 2, 6, 8), _region, None, ints(3, 4)),
+        **{"axes": [2, 3], "coordinate_transformation_mode": "tf_crop_and_resize", **_how},
+    )
+_regions = constant(np.array([[1, 0.6, 1.5, 9.1, 7], [0, 3, 2, 3, 2], [1, 0, 0, 6, 5], [1, 20, 1, 24, 4]]))
+case("MaxRoiPool", distinct(2, 2, 6, 7), _regions, pooled_shape=[2, 3], spatial_scale=0.6)
+case("MaxRoiPool", distinct(2, 3, 5, 4), _regions, pooled_shape=[1, 1])

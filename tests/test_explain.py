@@ -14,7 +14,7 @@ from PIL import Image
 import gbprewrite
 from gbprewrite import cli
 from gbprewrite.errors import DataError, GbprewriteError, UsageError
-from gbprewrite.runtime import explain, images, labels
+from gbprewrite.runtime import explain, images, labels, layout
 
 SHARED = Path(__file__).parents[2] / "shared"
 UNIT = images.Options(preset="unit")
@@ -223,7 +223,9 @@ def test_the_command_writes_a_picture_and_lists_the_classes(model, photo, tmp_pa
 
 def test_the_picture_shows_the_photo_and_the_map(model, photo, tmp_path):
     assert run(model, photo, "--preset", "unit").exit_code == 0
-    pixels = picture(tmp_path / "photo.guided.png")[-336:-16]
+    measures = layout.PICTURE
+    below = measures.margin + measures.bar + round(layout.LINE * measures.title)  # margin and scale
+    pixels = picture(tmp_path / "photo.guided.png")[-320 - below : -below]
     np.testing.assert_array_equal(pixels[:, 16:336], PIXELS.repeat(40, 0).repeat(40, 1))
     guided = pixels[:, -336:-16]
     assert (guided[:, :200] == [255, 128, 128]).all()  # red lies above grey, and nothing else matters

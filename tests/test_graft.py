@@ -9,6 +9,7 @@ import pytest
 
 import gbprewrite
 from gbprewrite import report
+from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.graft import restore
 from gbprewrite.modelfile import save
 from tests.small import cnn, model, normal, run
@@ -76,7 +77,7 @@ def test_backward_nodes_tell_what_they_undo() -> None:
     built = gbprewrite.convert(cnn(), "guided")
     names = [n.name for n in built.graph.node[len(cnn().graph.node) :]]
     assert any(n.startswith("guided/Conv_0/") for n in names)
-    assert any(n.startswith("guided/MaxPool_2/ScatterElements") for n in names)
+    assert any(n.startswith("guided/MaxPool_2/Equal") for n in names)
     values = {v for n in built.graph.node for v in n.output}
     assert {"c_guided", "b_guided", "image_guided"} <= values
 
@@ -151,3 +152,52 @@ def test_save_is_all_or_nothing(tmp_path: Path) -> None:
     save(cnn(), path, force=True)
     with pytest.raises(gbprewrite.OutputError, match="can't be written"):
         save(cnn(), tmp_path / "missing" / "m.onnx")
+
+
+class TestMapsOnly:
+    """What only the outputs need goes; the maps stay as they are, bit for bit."""
+
+    SOURCE = """g (float[N, 1, 6, 6] x) => (float[N, 3] logits, float[N, 4] features) {
+        c = Conv (x, w) a = Relu (c) g = GlobalAveragePool (a) flat = Flatten (g)
+        features = Gemm (flat, v) logits = Gemm (flat, u) }"""
+
+    def source(self) -> onnx.ModelProto:
+        return model(self.SOURCE, w=normal(2, 1, 3, 3), v=normal(2, 4, seed=1), u=normal(2, 3, seed=2))
+
+    @pytest.mark.parametrize(("target", "gone"), [("argmax", {"v"}), (1, {"v"})])
+    def test_dead_branches_go(self, target: str | int, gone: set[str]) -> None:
+        whole = gbprewrite.convert(self.source(), "guided", target, score="logits")
+        slim = gbprewrite.convert(self.source(), "guided", target, score="logits", maps_only=True)
+        assert [o.name for o in slim.graph.output] == ["x_guided", "explained_index"]
+        names = [{t.name for t in m.graph.initializer} for m in (whole, slim)]
+        assert names[0] - names[1] >= gone
+        x = normal(2, 1, 6, 6, seed=3)
+        wanted = run(whole, x=x)
+        for name, value in run(slim, x=x).items():
+            np.testing.assert_array_equal(value, wanted[name])
+
+    def test_verify_needs_the_source(self) -> None:
+        slim = gbprewrite.convert(self.source(), score="logits", maps_only=True)
+        with pytest.raises(UsageError, match="--source MODEL"):
+            gbprewrite.verify(slim)
+        found = gbprewrite.verify(slim, self.source())
+        assert found.ok
+        assert found.checks[-1].name == "x_guided without the rest"
+
+    def test_other_maps_fail(self) -> None:
+        slim = gbprewrite.convert(self.source(), score="logits", maps_only=True)
+        (w,) = (t for t in slim.graph.initializer if t.name == "w")
+        w.CopyFrom(onnx.numpy_helper.from_array(normal(2, 1, 3, 3, seed=9), "w"))
+        assert not gbprewrite.verify(slim, self.source()).ok
+
+    def test_source_is_gone(self) -> None:
+        slim = gbprewrite.convert(self.source(), score="logits", maps_only=True)
+        with pytest.raises(ModelError, match="holds only maps"):
+            gbprewrite.convert(slim, replace=True)
+
+    def test_inspect_and_explain(self) -> None:
+        slim = gbprewrite.convert(self.source(), score="logits", maps_only=True)
+        assert [row["node"] for row in gbprewrite.inspect(slim).nonlinearities] == ["Relu_1"]
+        explanation = gbprewrite.Explainer(slim, providers="cpu")(normal(2, 1, 6, 6))
+        assert explanation.outputs == {}
+        assert explanation.map().shape == (2, 1, 6, 6)

@@ -63,6 +63,9 @@ IDIOMS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "relu of Max": ("y = Max (x, zero)", [("Relu", "rectifier")]),
     "relu of Where": ("p = GreaterOrEqual (x, zero) y = Where (p, x, zero)", [("Relu", "rectifier")]),
     "relu6": ("y = Clip (x, zero, six)", [("Clip(x, 0, 6)", "rectifier")]),
+    "relu6 of Max and Min": ("a = Max (x, zero) y = Min (six, a)", [("Clip(x, 0, 6)", "rectifier")]),
+    "relu6 of Min and Max": ("a = Min (x, six) y = Max (a, zero)", [("Clip(x, 0, 6)", "rectifier")]),
+    "relu6 of Relu and Min": ("a = Relu (x) y = Min (a, six)", [("Clip(x, 0, 6)", "rectifier")]),
     "gate": ("s = Sigmoid (x) e = Exp (x) y = Mul (e, s)", [("Sigmoid", "gate")]),
     # Near misses keep their parts.
     "hard-sigmoid, rounded constant": (
@@ -116,7 +119,65 @@ def test_rectify_all_acts_once(name: str) -> None:
     np.testing.assert_array_equal(found["x_deconvnet"], np.maximum(dy, 0))
 
 
+@pytest.mark.parametrize("name", [n for n in IDIOMS if n.startswith("relu6")])
+def test_every_spelling_of_relu6_rectifies_once(name: str) -> None:
+    """Deconvnet passes max(dy, 0), saturated or not; guided nothing where it saturates."""
+    built = gbprewrite.convert(source_of(IDIOMS[name][0]), ("guided", "deconvnet"), "seed")
+    x, dy = np.random.default_rng(3).uniform(-9, 9, (2, 4, 8)).astype(np.float32)
+    found = evaluate(built, {"x": x, "seed": dy})
+    np.testing.assert_array_equal(found["x_guided"], np.where((x > 0) & (x < 6), np.maximum(dy, 0), 0))
+    np.testing.assert_array_equal(found["x_deconvnet"], np.maximum(dy, 0))
+
+
 def test_a_gate_is_followed_through_what_cuts_it() -> None:
     body = "s = Sigmoid (x) h, k = Split <axis = 1, num_outputs = 2> (s) m = Mul (h, k) y = Concat <axis = 1> (m, m)"
     (row,) = gbprewrite.inspect(source_of(body)).nonlinearities
     assert (row["kind"], row["role"]) == ("Sigmoid", "gate")
+
+
+SHIFTED = "m = ReduceMax <keepdims = 1> (h, axis) n = Identity (m) z = Sub (h, n) e = Exp (z)"
+SOFTMAXES = {
+    "Softmax": "y = Softmax <axis = 1> (h)",
+    "as onnx expands it": f"{SHIFTED} s = ReduceSum (e, axis) y = Div (e, s)",
+    "without a maximum": "e = Exp (h) s = ReduceSum (e, axis) y = Div (e, s)",
+    "as jax2onnx spells it": f"""{SHIFTED} r = ReduceSum <keepdims = 0> (e, axis) d = Unsqueeze (r, axis)
+        t = Shape (h) s = Expand (d, t) y = Div (e, s)""",
+    "log": f"{SHIFTED} s = ReduceSum (e, axis) l = Log (s) y = Sub (z, l)",
+}
+
+
+@pytest.mark.parametrize("name", SOFTMAXES)
+def test_a_softmax_written_out_is_stepped_over(name: str) -> None:
+    """The score is what a Softmax would read, so that the map is one of the score and not of the probability."""
+    text = f"g (float[N, 8] x) => (float[N, 8] y) {{ h = Mul (x, x) {SOFTMAXES[name]} }}"
+    source = model(text, 20, axis=np.array([1]))
+    x = np.random.default_rng(3).uniform(-2, 2, (4, 8)).astype(np.float32)
+    found = evaluate(gbprewrite.convert(source, "gradient"), {"x": x})
+    best = np.arange(8) == (x * x).argmax(1)[:, None]
+    np.testing.assert_allclose(found["x_gradient"], 2 * x * best, rtol=1e-6)
+    through = evaluate(gbprewrite.convert(source, "gradient", through_softmax=True), {"x": x})["x_gradient"]
+    p = np.exp(x * x) / np.exp(x * x).sum(1, keepdims=True)
+    scale = 1 if name == "log" else (p * best).sum(1, keepdims=True)
+    np.testing.assert_allclose(through, 2 * x * scale * (best - p), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "e = Exp (h) s = ReduceSum (e, other) y = Div (e, s)",  # one over the batch
+        "e = Exp (h) s = ReduceSum (e, both) y = Div (e, s)",
+        "e = Exp (h) f = Exp (x) s = ReduceSum (f, axis) y = Div (e, s)",
+        "e = Exp (h) s = ReduceMean (e, axis) y = Div (e, s)",
+    ],
+)
+def test_what_is_no_softmax_over_the_classes_is_differentiated(body: str) -> None:
+    text = f"g (float[N, 8] x) => (float[N, 8] y) {{ h = Mul (x, x) {body} }}"
+    weights = {"axis": np.array([1]), "other": np.array([0]), "both": np.array([0, 1])}
+    source = in_float64(model(text, 20, **{n: v for n, v in weights.items() if f" {n})" in body}))
+    x = np.random.default_rng(3).uniform(-1, 1, (4, 8))
+    seed = np.random.default_rng(4).uniform(-1, 1, (4, 8))
+    converted = gbprewrite.convert(source, "gradient", "seed", through_softmax=True)
+    found = evaluate(converted, {"x": x, "seed": seed})["x_gradient"]
+    step = 1e-6 * np.random.default_rng(5).uniform(-1, 1, x.shape)
+    above, below = (evaluate(source, {"x": x + s})["y"] for s in (step, -step))
+    np.testing.assert_allclose((found * step).sum(), (seed * (above - below) / 2).sum(), rtol=1e-6)

@@ -58,6 +58,22 @@ def test_a_map_comes_back_with_red_first(shape, bgr):
     np.testing.assert_array_equal(preprocessing.channels_last(array[0]), PIXELS)
 
 
+@pytest.mark.parametrize(
+    ("shape", "given", "expected"),
+    [
+        (NCHW, (1, 2, 3), (2, 3, 1)),
+        (NHWC, (1, 2, 3), (2, 3, 1)),  # Grad-CAM of a channels-last model, its channel first all the same
+        (NHWC, (2, 3, 1), (2, 3, 1)),
+        (NHWC, (1, 4, 6), (4, 6, 1)),
+    ],
+)
+def test_a_coarse_map_of_one_channel_is_turned_as_well(shape, given, expected):
+    preprocessing = plan("x", shape, np.float32, Options(preset="caffe"))
+    values = np.arange(6 if given != (1, 4, 6) else 24).reshape(given)
+    found = preprocessing.channels_last(values)
+    np.testing.assert_array_equal(found, values.reshape(expected))
+
+
 def test_grey_is_the_luma_of_the_photograph():
     preprocessing = plan("x", (1, 1, 4, 6), np.float32, Options(scale=1.0))
     array = preprocessing.array(preprocessing.fit(Image.fromarray(PIXELS)))

@@ -1,5 +1,6 @@
 """Every spelling of an adjoint against the portable one, in the same runtime."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,43 @@ CONVOLUTIONS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "more padding than kernel": ("pads = [3, 3, 3, 3]", (1, 2, 5, 5), (3, 2, 2, 2)),
     "strided": ("pads = [1, 1, 1, 1], strides = [2, 2]", (1, 2, 7, 8), (3, 2, 3, 3)),
     "strided along one axis": ("pads = [1, 1, 1, 1], strides = [1, 2]", (1, 2, 7, 8), (3, 2, 3, 3)),
+    # From 16 channels on a strided convolution goes back as one convolution for each phase.
+    "phases": ("pads = [1, 1, 1, 1], strides = [2, 2]", (2, 16, 7, 8), (4, 16, 3, 3)),
+    "phases of 1x1": ("strides = [2, 2]", (2, 16, 7, 8), (4, 16, 1, 1)),
+    "phases of 7x7": ("pads = [3, 3, 3, 3], strides = [2, 2]", (1, 16, 14, 15), (4, 16, 7, 7)),
+    "phases, uneven": ("pads = [0, 1, 1, 0], strides = [3, 2]", (1, 16, 11, 12), (5, 16, 2, 3)),
+    "phases along one axis, dilated": (
+        "pads = [2, 0, 2, 0], strides = [2, 1], dilations = [2, 3]",
+        (1, 16, 9, 12),
+        (5, 16, 3, 3),
+    ),
+    "phases, dilation 3": ("pads = [3, 1, 3, 1], strides = [2, 2], dilations = [3, 1]", (1, 16, 9, 12), (5, 16, 3, 3)),
+    "phases, depthwise": ("pads = [1, 1, 1, 1], strides = [2, 2], group = 16", (1, 16, 9, 12), (16, 1, 3, 3)),
+    "phases, groups": ("pads = [1, 1, 1, 1], strides = [2, 2], group = 2", (1, 16, 9, 12), (8, 8, 3, 3)),
+    "phases, a rest": ("strides = [4, 4]", (1, 16, 12, 13), (5, 16, 3, 3)),
+    "phases, stride 4": ("pads = [2, 2, 2, 2], strides = [4, 4]", (1, 16, 23, 13), (5, 16, 11, 11)),
+    "more padding than a phase": ("pads = [2, 2, 2, 2], strides = [2, 2]", (1, 16, 8, 8), (5, 16, 2, 2)),
+}
+# Pools: attributes, shape of the input
+POOLS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "3x3/2": ("kernel_shape = [3, 3], strides = [2, 2]", (2, 3, 11, 12)),
+    "3x3/2, pads": ("kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]", (2, 3, 11, 12)),
+    "2x2/2": ("kernel_shape = [2, 2], strides = [2, 2]", (2, 3, 6, 8)),
+    "2x2/2, a rest": ("kernel_shape = [2, 2], strides = [2, 2]", (2, 3, 7, 9)),
+    "3x3/1": ("kernel_shape = [3, 3], strides = [1, 1], pads = [1, 1, 1, 1]", (1, 3, 7, 8)),
+    "ceil_mode": ("kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1", (1, 3, 10, 12)),
+    "uneven": ("kernel_shape = [2, 3], strides = [3, 4], pads = [0, 1, 1, 0]", (1, 2, 11, 12)),
+    "dilated": ("kernel_shape = [3, 2], strides = [2, 1], dilations = [2, 3]", (1, 2, 11, 12)),
+    "one axis": ("kernel_shape = [3], strides = [2]", (1, 2, 9)),
+    "three axes": ("kernel_shape = [2, 3, 2], strides = [2, 1, 2]", (1, 2, 6, 5, 7)),
+    "same": ('kernel_shape = [3, 3], strides = [2, 2], auto_pad = "SAME_UPPER"', (1, 2, 8, 9)),
+    "every second": ("kernel_shape = [1, 1], strides = [2, 2]", (1, 2, 8, 9)),
 }
 
 
 def spellings(source: Any, **feeds: Any) -> list[dict[str, Any]]:
-    return [run(gbprewrite.convert(source, METHODS, "seed", optimize_for=how), **feeds) for how in ("auto", "portable")]
+    hows = ("auto", "cuda", "portable")
+    return [run(gbprewrite.convert(source, METHODS, "seed", optimize_for=how), **feeds) for how in hows]
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -40,9 +73,47 @@ def test_convolution(name: str, symbolic: bool) -> None:
     source.graph.output[0].type.tensor_type.ClearField("shape")
     data = normal(*x, seed=1)
     seed = normal(*run(source, x=data)["y"].shape, seed=2)
-    fast, plain = spellings(source, x=data, seed=seed)
-    for method in METHODS:
-        np.testing.assert_allclose(fast[f"x_{method}"], plain[f"x_{method}"], rtol=1e-5, atol=1e-5)
+    *fast, plain = spellings(source, x=data, seed=seed)
+    for method, made in product(METHODS, fast):
+        np.testing.assert_allclose(made[f"x_{method}"], plain[f"x_{method}"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
+def test_pool(operator: str, name: str, symbolic: bool) -> None:
+    """Rounded inputs: most windows hold their maximum more than once, and the first place in row order gets it all."""
+    attributes, x = POOLS[name]
+    shape = ", ".join("N" if symbolic and i == 0 else str(n) for i, n in enumerate(x))
+    dilated = operator == "AveragePool" and "dilations" in attributes
+    text = f"g (float[{shape}] x) => (float[] y) {{ a = {operator} <{attributes}> (x) y = Relu (a) }}"
+    source = model(text, opset=19 if dilated else 18)
+    source.graph.output[0].type.tensor_type.ClearField("shape")
+    data = np.round(2 * normal(*x, seed=1))
+    seed = normal(*run(source, x=data)["y"].shape, seed=2)
+    *fast, plain = spellings(source, x=data, seed=seed)
+    for method, made in product(METHODS, fast):
+        np.testing.assert_allclose(made[f"x_{method}"], plain[f"x_{method}"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "only_plain"),
+    [
+        ("Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w)", "ConvTranspose"),
+        ("Conv <pads = [1, 1, 1, 1]> (x, w)", "ConvTranspose"),
+        ("MaxPool <kernel_shape = [3, 3], strides = [2, 2]> (x)", "ScatterElements"),
+        ("AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (x)", "ConvTranspose"),
+    ],
+)
+def test_spellings_differ(layer: str, only_plain: str) -> None:
+    """`auto` does leave the portable spelling, so that the tests above compare two."""
+    source = model(f"g (float[N, 16, 8, 8] x) => (float[] y) {{ a = {layer} y = Relu (a) }}", w=normal(4, 16, 3, 3))
+    source.graph.output[0].type.tensor_type.ClearField("shape")
+    fast, plain = (
+        {n.op_type for n in gbprewrite.convert(source, "guided", "seed", optimize_for=how).graph.node}
+        for how in ("auto", "portable")
+    )
+    assert only_plain in plain - fast
 
 
 @pytest.mark.parametrize("high", [None, 6.0, 0.3, 1e-3, 1e5])
@@ -56,6 +127,6 @@ def test_gate(high: float | None) -> None:
     for bound in (0.3, 1e-3, 6, 1e5):
         x += [bound, np.nextafter(np.float32(bound), np.float32(0)), np.nextafter(np.float32(bound), np.float32(9e9))]
     data = np.float32(x)
-    fast, plain = spellings(source, x=data, seed=np.ones_like(data))
-    for method in METHODS:
-        np.testing.assert_array_equal(fast[f"x_{method}"], plain[f"x_{method}"])
+    *fast, plain = spellings(source, x=data, seed=np.ones_like(data))
+    for method, made in product(METHODS, fast):
+        np.testing.assert_array_equal(made[f"x_{method}"], plain[f"x_{method}"])

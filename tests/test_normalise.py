@@ -111,6 +111,53 @@ def test_overridable_initializers_of_later_files_stay_inputs() -> None:
     assert [o.name for o in built.graph.output] == ["y", "x_guided", "explained_index"]
 
 
+# Operands that are initializers and inputs at once: (body, default, another value), which the maps must follow
+OVERRIDABLE: dict[str, tuple[str, Array, Array]] = {
+    "Clip's bound": ("y = Clip (r, o)", np.array(0.2, np.float32), np.array(0.7, np.float32)),
+    "pads": ("y = Pad (r, o)", np.array([0, 0, 0, 1]), np.array([0, 1, 0, 0])),
+    "pads by reflection": (
+        *('y = Pad <mode = "reflect"> (r, o)', np.array([0, 0, 0, 1]), np.array([0, 2, 0, 1])),
+    ),
+    "axes of a Pad": ("y = Pad (r, two, none, o)", np.array([0]), np.array([1])),
+    "the start of a slice": ("y = Slice (r, o, two)", np.array([0, 0]), np.array([0, 1])),
+    "a shape": ("y = Reshape (r, o)", np.array([-1, 4]), np.array([2, -1])),
+    "repeats": ("y = Tile (r, o)", np.array([1, 1]), np.array([1, 2])),
+    "a factor that would make an idiom": (
+        *("s = Mul (r, o) g = Sigmoid (s) y = Mul (r, g)", np.array(1, np.float32), np.array(3, np.float32)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OVERRIDABLE)
+def test_maps_follow_an_overridden_operand(name: str) -> None:
+    """Of files of IR 4 and later a default is no constant: the caller may give another value."""
+    body, default, other = OVERRIDABLE[name]
+    kind = "float" if default.dtype == np.float32 else "int64"
+    text = f"g (float[2, 4] x, {kind}{list(default.shape)} o) => (float[a, b] y) {{ r = Relu (x) {body} }}"
+    text = text.replace("[] o", " o")
+    weights = {"two": np.array([2, 4]), "none": np.array(0, np.float32)}
+    built = gbprewrite.convert(model(text, o=default, **weights), ("gradient", "guided"), "seed")
+    x = normal(2, 4)
+    for value in (default, other):
+        fixed = model(text, o=value, **weights)
+        del fixed.graph.input[1]
+        seed = normal(*run(fixed, x=x)["y"].shape, seed=1)
+        expected = run(gbprewrite.convert(fixed, ("gradient", "guided"), "seed"), x=x, seed=seed)
+        found = run(built, x=x, seed=seed, **({} if value is default else {"o": value}))
+        for output in ("y", "x_gradient", "x_guided"):
+            np.testing.assert_allclose(found[output], expected[output], rtol=1e-5, atol=1e-6, err_msg=output)
+
+
+def test_where_a_constant_is_needed_the_error_says_that_it_may_be_overridden() -> None:
+    text = "g (float[1, 4, 4] x, int64[2] o) => (float[a, b, c, d] y) { y = Col2Im (x, o, two) }"
+    weights = {"o": np.array([3, 3]), "two": np.array([2, 2])}
+    wanted = r"shape is computed at run time(.|\n)*inputs too.*: o.*off"
+    with pytest.raises(gbprewrite.UnsupportedOperators, match=wanted):
+        gbprewrite.convert(model(text, **weights), "gradient", "seed")
+    built = gbprewrite.convert(model(text, ir=3, **weights), "gradient", "seed")
+    assert [i.name for i in built.graph.input] == ["x", "seed"]
+
+
 def test_local_functions_are_inlined() -> None:
     text = """<ir_version: 8, opset_import: ["" : 18, "local" : 1]>
     g (float[N, 3] x) => (float[N, 3] y) { y = local.activate (x) }
@@ -168,6 +215,9 @@ INFERRED: dict[str, tuple[str, list[Any]]] = {
         """s = Shape (x) i = Cast <to = 6> (s) b = Slice (i, zero, one) j = Cast <to = 7> (b)
         t = Concat <axis = 0> (j, twelve) q = Expand (x, three_four) y = Reshape (q, t)""",
         ["N", 12],
+    ),
+    "squeezed, and transposed behind it": (
+        "q = ReduceSum (x, one) s = Squeeze (q) y = Transpose <perm = [1, 0]> (s)", [None, None]
     ),
     "length of the shape only": ("s = Shape (x) t = Abs (s) y = Reshape (x, t)", [None, None, None]),
 }  # fmt: skip
@@ -230,5 +280,27 @@ def test_a_default_that_may_be_overridden_decides_no_branch() -> None:
     text = """g (float[N, 3] x, bool c) => (float[N, 3] y) {
         y = If (c) <then_branch = t () => (float[N, 3] a) { a = Relu (x) },
                     else_branch = e () => (float[N, 3] b) { b = Neg (x) }> }"""
-    with pytest.raises(gbprewrite.UnsupportedOperators, match="chosen at run time"):
-        gbprewrite.convert(model(text, c=np.array(True)), "gradient", "seed")
+    built = gbprewrite.convert(model(text, c=np.array(True)), ("gradient", "guided"), "seed")
+    x, seed = normal(2, 3), normal(2, 3, seed=1)
+    np.testing.assert_array_equal(run(built, x=x, seed=seed)["x_guided"], np.maximum(seed, 0) * (x > 0))
+    np.testing.assert_array_equal(run(built, x=x, seed=seed, c=np.array(False))["x_guided"], -seed)
+
+
+def test_clip_bounds_cast_to_the_type_of_their_operand() -> None:
+    """As PyTorch's dynamo exporter writes ReLU6 when nothing optimises it."""
+    text = """g (float[1, 4] x) => (float[1, 4] y) {
+        z = Constant <value_float = 0.0> () s = Constant <value_float = 6.0> ()
+        low = CastLike (z, x) high = CastLike (s, x) y = Clip (x, low, high) }"""
+    (row,) = gbprewrite.inspect(model(text)).nonlinearities
+    assert (row["kind"], row["role"]) == ("Clip(x, 0, 6)", "rectifier")
+
+
+def test_declared_shapes_that_the_nodes_contradict_give_way() -> None:
+    """As jax2onnx 0.17 declares a Relu between transposes that it has taken out."""
+    text = """g (float[1, 2, 5, 7] x) => (float[1, 2, 2, 3] y) { a = Relu (x)
+        y = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (a) }"""
+    sound, flawed = model(text), model(text)
+    flawed.graph.value_info.append(onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [1, 5, 7, 2]))
+    feeds = {"x": normal(1, 2, 5, 7), "seed": normal(1, 2, 2, 3, seed=1)}
+    expected, found = (run(gbprewrite.convert(m, "deconvnet", "seed"), **feeds) for m in (sound, flawed))
+    np.testing.assert_array_equal(found["x_deconvnet"], expected["x_deconvnet"])

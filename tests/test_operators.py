@@ -5,6 +5,7 @@ The numerical Jacobian knows nothing of our rules: it is made by ONNX's own refe
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -16,7 +17,12 @@ from gbprewrite.reference import evaluate, evaluator
 from tests.cases import CASES, Array, Case, Constant
 
 STEP = 1e-5  # a central difference in float64 then errs by about 1e-10
-KINDS = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float64): TensorProto.DOUBLE}
+KINDS = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.float64): TensorProto.DOUBLE,
+    np.dtype(np.float16): TensorProto.FLOAT16,
+    np.dtype(ml_dtypes.bfloat16): TensorProto.BFLOAT16,
+}
 
 
 def is_input(operand: Any) -> bool:

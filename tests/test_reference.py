@@ -51,6 +51,11 @@ CASES: list[tuple[str, int, list[Any], dict[str, Any]]] = [
         [normal(1, 2, 5, 6), normal(2, 2, 3, 2), normal(1, 12, 3, 3), normal(2), normal(1, 6, 3, 3)],
         {"strides": [2, 2], "pads": [1, 0, 1, 1], "dilations": [1, 1]},
     ),
+    (
+        *("MaxRoiPool", 18),
+        [distinct(2, 2, 6, 7), np.array([[1, 0.6, 1.5, 9.1, 7], [0, 3, 2, 3, 2], [1, 9, 1, 12, 4]])],
+        {"pooled_shape": (2, 3), "spatial_scale": 0.6},
+    ),
     ("Pad", 18, [normal(2, 3, 5), ints(0, -1, 1, 0, 2, -2)], {}),
     ("Pad", 18, [normal(2, 3, 5), ints(1, 2), None, ints(2)], {"mode": "reflect"}),
     *[(name, opset, [normal(2, 3, 4)], axis) for name in ("Softmax", "LogSoftmax") for opset, axis in

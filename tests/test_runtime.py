@@ -14,7 +14,7 @@ import pytest
 
 import gbprewrite
 from gbprewrite import DataError, Explainer, ModelError, OutputError, RuntimeUnavailable, UsageError, modelfile
-from gbprewrite.runtime import arrayfiles, arrays, pictures
+from gbprewrite.runtime import arrayfiles, arrays, layout
 from gbprewrite.runtime import session as sessions
 from gbprewrite.runtime.session import CPU, CUDA, Session
 from tests.small import cnn, model, normal, run
@@ -197,7 +197,8 @@ class TestExplainer:
         cut = Explainer(fixed(batch), target=target, providers="cpu")(X, **targets)
         np.testing.assert_array_equal(cut.index, free.index, strict=True)
         np.testing.assert_allclose(cut.map(), free.map(), rtol=1e-5, atol=1e-8, strict=True)
-        np.testing.assert_allclose(cut.outputs["probabilities"], free.outputs["probabilities"], rtol=1e-6, strict=True)
+        # A product with one row and one with five are rounded differently, and Softmax magnifies it.
+        np.testing.assert_allclose(cut.outputs["probabilities"], free.outputs["probabilities"], rtol=1e-5, strict=True)
 
     def test_fewer_than_the_fixed_batch(self) -> None:
         np.testing.assert_allclose(
@@ -325,7 +326,7 @@ class TestConvertedFile:
     [
         lambda path: modelfile.save(cnn(), path, force=True),
         lambda path: arrayfiles.save(path, {"x": X}, force=True),
-        lambda path: pictures.write(path, b"PNG"),
+        lambda path: layout.write(path, b"PNG"),
     ],
     ids=["model", "arrays", "picture"],
 )

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import gbprewrite
@@ -115,6 +116,115 @@ def test_unit_beyond_a_dynamic_size_is_nan() -> None:
     assert np.isfinite(run(built, x=normal(1, 3, 7, 7))["x_gradient"]).all()
 
 
+def strongest_of(activations: Any) -> Any:
+    """The coordinates [N, rank - 1] of each sample's highest value, the first of several."""
+    flat = activations.reshape(len(activations), -1).argmax(1)
+    return np.stack(np.unravel_index(flat, activations.shape[1:]), 1)
+
+
+def by_unit(layer: str, method: str, units: Any) -> Any:
+    """The maps of one unit a sample, each from a conversion with the target "unit:..."."""
+    maps = []
+    for n, unit in enumerate(units):
+        built = gbprewrite.convert(cnn(), method, f"unit:{','.join(map(str, unit))}", score=layer)
+        maps.append(run(built, image=X[n : n + 1])[f"image_{method}"])
+    return np.concatenate(maps)
+
+
+def inner(name: str) -> Any:
+    """An inner tensor's value, from the source model itself."""
+    source = cnn()
+    source.graph.output.append(onnx.ValueInfoProto(name=name))
+    return run(source, image=X)[name]
+
+
+LAYERS = {"a": "Conv_0", "b": "Relu_1", "c": "MaxPool_2", "e": "Relu_4", "f": "GlobalAveragePool_5", "logits": "Gemm_7"}
+
+
+@pytest.mark.parametrize("method", ["gradient", "guided", "deconvnet"])
+@pytest.mark.parametrize("layer", ["b", "e"])
+def test_the_strongest_unit_of_a_layer(layer: str, method: str) -> None:
+    found = run(gbprewrite.convert(cnn(), method, layer=layer), image=X)
+    np.testing.assert_array_equal(found["explained_index"], strongest_of(inner(layer)))
+    expected = by_unit(layer, method, found["explained_index"])
+    assert np.abs(expected).sum((1, 2, 3)).all()
+    np.testing.assert_allclose(found[f"image_{method}"], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_strongest_unit_of_a_channel(layer: str) -> None:
+    found = run(gbprewrite.convert(cnn(), "gradient", "channel:2", layer=LAYERS[layer]), image=X)
+    units = strongest_of(inner(layer)[:, 2:3]) + ([2] + [0] * (inner(layer).ndim - 2))
+    np.testing.assert_array_equal(found["explained_index"], units)
+    expected = by_unit(layer, "gradient", units)
+    np.testing.assert_allclose(found["image_gradient"], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["gradient", "guided", "deconvnet"])
+def test_the_activation_as_seed_scales_the_map_of_a_unit(method: str) -> None:
+    """Zeiler and Fergus hand the activation down; a seed of 1 differs by that factor alone."""
+    built = gbprewrite.convert(cnn(), method, "strongest", score="e")
+    found = run(built, image=X)
+    places = (np.arange(4), *found["explained_index"].T)
+    values = inner("e")
+    seed = np.zeros_like(values)
+    seed[places] = values[places]
+    handed = run(gbprewrite.convert(cnn(), method, "seed", score="e"), image=X, seed=seed)[f"image_{method}"]
+    scaled = found[f"image_{method}"] * values[places][:, None, None, None]
+    np.testing.assert_allclose(scaled, handed, rtol=1e-4, atol=1e-6)
+
+
+def test_the_first_of_several_strongest_units() -> None:
+    text = "g (float[N, 2, 3, 3] x) => (float[N, 2, 3, 3] y) { y = Relu (x) }"
+    x = np.full((2, 2, 3, 3), 4, np.float32)
+    x[:, 0] = 1
+    found = run(gbprewrite.convert(model(text), "gradient", "strongest"), x=x)
+    np.testing.assert_array_equal(found["explained_index"], [[1, 0, 0]] * 2)
+    np.testing.assert_array_equal(np.argwhere(found["x_gradient"]), [[0, 1, 0, 0], [1, 1, 0, 0]])
+
+
+@pytest.mark.parametrize(("target", "index"), [("channel:4", [1, 2, 4]), ("strongest", [0, 1, 3])])
+def test_channels_last(target: str, index: list[int]) -> None:
+    """The coordinates are the tensor's own: here [H, W, C]."""
+    text = "g (float[N, 3, 4, C] x) => (float[N, 3, 4, C] y) { y = Relu (x) }"
+    x = np.zeros((1, 3, 4, 5), np.float32)
+    x[0, 1, 2, 4], x[0, 0, 1, 3] = 7, 8
+    found = run(gbprewrite.convert(model(text), "gradient", target, class_axis=3), x=x)
+    np.testing.assert_array_equal(found["explained_index"], [index])
+    np.testing.assert_array_equal(np.argwhere(found["x_gradient"]), [[0, *index]])
+
+
+def test_units_of_dynamic_sizes() -> None:
+    x = normal(2, 3, 6, 7)
+    found = run(gbprewrite.convert(model(SPATIAL, w=W), "gradient", "channel:1"), x=x)
+    y = run(model(SPATIAL, w=W), x=x)["y"]
+    np.testing.assert_array_equal(found["explained_index"], strongest_of(y[:, 1:]) + np.array([1, 0, 0]))
+
+
+def test_a_channel_beyond_a_dynamic_number_is_nan() -> None:
+    text = "g (float[N, C, 4, 4] x) => (float[N, C, 4, 4] y) { y = Relu (x) }"
+    built = gbprewrite.convert(model(text), "gradient", "channel:3")
+    assert np.isnan(run(built, x=normal(2, 3, 4, 4))["x_gradient"]).all()
+    assert np.isfinite(run(built, x=normal(2, 4, 4, 4))["x_gradient"]).all()
+    with pytest.raises(gbprewrite.DataError, match="the target does not exist"):
+        gbprewrite.Explainer(built)(normal(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("target", ["strongest", "channel:2"])
+def test_a_converted_file_is_asked_for_the_same_layer(target: str) -> None:
+    built = gbprewrite.convert(cnn(), "gradient", target, layer="Relu_4")
+    for layer in ("Relu_4", "e", None):
+        assert gbprewrite.Explainer(built, target=target, layer=layer)(X).index is not None
+    with pytest.raises(gbprewrite.UsageError, match="layer 'c' can't be had"):
+        gbprewrite.Explainer(built, layer="c")
+
+
+def test_verify_agrees_with_units() -> None:
+    built = gbprewrite.convert(cnn(), ["gradient", "guided"], "channel:2", layer="e")
+    found = gbprewrite.verify(built)
+    assert {check.status for check in found.checks} == {"passed"}, found
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "spelling": ({"target": "best"}, "not understood"),
     "negative": ({"target": "-1"}, "not understood"),
@@ -124,6 +234,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "topk of nothing": ({"target": "topk:0"}, "not understood"),
     "unit rank": ({"target": "unit:1,2"}, "2 coordinates.*needs 1"),
     "unit range": ({"target": "unit:9"}, "axis 1.*has 5 positions"),
+    "channel": ({"target": "channel:4", "layer": "b"}, "--target channel:4.*'b' has 4 channels.*run from 0 to 3"),
+    "channels": ({"target": "channel:1,2", "layer": "b"}, "not understood"),
+    "layer": ({"layer": "logit"}, "logit .*no such tensor or node. Did you mean logits"),
+    "layer and score": ({"layer": "b", "score": "e"}, "--layer b and --score e both"),
+    "layer of Grad-CAM": ({"layer": "b", "method": "gradcam"}, "--cam-layer b; to explain a unit of it, add --channel"),
+    "class at Grad-CAM's": ({"layer": "b", "method": "guided_gradcam", "target": 1}, "may mean two things"),
     "class axis": ({"class_axis": 2}, "--class-axis 2.*choose 1"),
     "batch axis": ({"class_axis": 0}, "--class-axis 0.*axis 0 is the batch"),
     "score": ({"score": "nothing"}, "--score nothing.*probabilities"),

@@ -167,7 +167,8 @@ def without_rectifying(converted: ModelProto) -> None:
 
 def other_constant(converted: ModelProto) -> None:
     """The number of positions that the pool averages."""
-    (tensor,) = (t for t in converted.graph.initializer[5:] if t.data_type == onnx.TensorProto.FLOAT)
+    floats = (t for t in converted.graph.initializer[5:] if t.data_type == onnx.TensorProto.FLOAT)
+    (tensor,) = (t for t in floats if np.isfinite(numpy_helper.to_array(t)).all())
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(2), tensor.name))
 
 

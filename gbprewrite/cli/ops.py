@@ -9,7 +9,7 @@ from gbprewrite.cli.options import json_option, print_json
 @click.command()
 @json_option
 def ops(as_json: bool) -> None:
-    """List the operators that have a rule, with its formula."""
+    """List every operator: with a rule, by its body, without a gradient, or refused."""
     rows = [dict(zip(("operator", "formula", "kind"), row, strict=True)) for row in report.rule_table()]
     if as_json:
         print_json({"operators": rows})

@@ -9,9 +9,11 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from gbprewrite.companions import BASELINES
 from gbprewrite.errors import UsageError
 from gbprewrite.policies import METHODS
 from gbprewrite.runtime import images
+from gbprewrite.spellings import SPELLINGS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Options = dict[str, Any]
@@ -23,8 +25,8 @@ def _split(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
 
 
 TARGETS = (
-    "What is explained: argmax (the default), INDEX, INDEX,INDEX,..., topk:K, or unit:C,H,W (one position of a spatial "
-    "score)."
+    "What is explained: argmax (the default), INDEX, INDEX,INDEX,..., or topk:K. Or one unit: strongest (the default "
+    "with --layer), channel:C or unit:C,H,W, see --channel and --unit."
 )
 AT_RUN_TIME = (
     " Or what is given at run time: input (an int64 input `target`), or seed (an input shaped like the score)."
@@ -34,7 +36,30 @@ METHOD = click.option(
     "--method",
     multiple=True,
     type=click.Choice(list(METHODS)),
-    help="The kind of map; repeat it for several maps from one shared forward pass. Default: guided.",
+    help="The kind of map; repeat it for several maps from one shared forward pass. Default: guided. smoothgrad and "
+    "integrated_gradients run the network on further points, --samples and --steps of them.",
+)
+LAYER = (
+    click.option(
+        "--layer",
+        metavar="NAME",
+        help="Explain a unit of this inner tensor, or of the node that makes it; 'gbprewrite layers' lists them. Its "
+        "strongest unit, without --channel and --unit.",
+    ),
+    click.option(
+        "--channel", type=click.IntRange(min=0), metavar="C", help="Explain the strongest unit of this channel."
+    ),
+    click.option("--unit", metavar="C,H,W", help="Explain the unit at this position: a number for each axis."),
+)
+CLASS_AXIS = click.option(
+    "--class-axis", type=int, metavar="AXIS", help="The axis of the classes. Default: 1, or a final Softmax's axis."
+)
+RECTIFY = click.option(
+    "--rectify",
+    metavar="NAMES",
+    multiple=True,
+    callback=_split,
+    help="Activations that guided and deconvnet treat like ReLU: all, or operators such as Gelu,Elu.",
 )
 CONVERSION = (
     click.option(
@@ -47,27 +72,54 @@ CONVERSION = (
         multiple=True,
         help="An input to differentiate; repeatable. Default: every float input that the score depends on.",
     ),
-    click.option(
-        "--class-axis", type=int, metavar="AXIS", help="The axis of the classes. Default: 1, or a final Softmax's axis."
-    ),
+    CLASS_AXIS,
     click.option("--opset", type=int, metavar="N", help="Opset of the result. Default: the source's, but at least 18."),
     click.option(
         "--through-softmax",
         is_flag=True,
         help="Explain the probability itself, not the score before a final Softmax, LogSoftmax or Sigmoid.",
     ),
-    click.option(
-        "--rectify",
-        metavar="NAMES",
-        multiple=True,
-        callback=_split,
-        help="Activations that guided and deconvnet treat like ReLU: all, or operators such as Gelu,Elu.",
-    ),
+    RECTIFY,
     click.option(
         "--optimize-for",
-        type=click.Choice(["auto", "portable"]),
-        help="auto (the default): the spellings that onnxruntime runs fastest; portable: the plainest ones, for other "
-        "runtimes.",
+        type=click.Choice(list(SPELLINGS)),
+        help="The spelling of the backward part: cpu, which is also auto, the default: what onnxruntime's CPU runs "
+        "fastest; cuda: what its CUDA has kernels for; portable: the plainest, for other runtimes.",
+    ),
+    click.option(
+        "--maps-only",
+        is_flag=True,
+        help="Leave out the model's own outputs, and everything that the maps don't need.",
+    ),
+    click.option(
+        "--cam-layer",
+        metavar="NAME",
+        help="The tensor, or the node that makes it, at which Grad-CAM is taken. Default: the last feature maps before "
+        "the score, those that a global pool reads.",
+    ),
+    click.option(
+        "--rectgrad-tau",
+        type=float,
+        metavar="NUMBER",
+        help="RectGrad's threshold of activation times cotangent. Default: 0, which is guided.",
+    ),
+    click.option(
+        "--rectgrad-quantile",
+        type=float,
+        metavar="SHARE",
+        help="RectGrad's threshold as a quantile over the units of each layer, such as 0.9.",
+    ),
+    click.option("--steps", type=int, metavar="N", help="Points that integrated gradients averages over. Default: 32."),
+    click.option(
+        "--baseline",
+        type=click.Choice(BASELINES),
+        help="Where integrated gradients begins: zeros (the default), or input: a new input <input>_baseline.",
+    ),
+    click.option(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="Noisy copies that SmoothGrad averages over; their noise is a new input <input>_noise. Default: 16.",
     ),
     click.option("--prefix", metavar="TEXT", help="Put before every name that the file gains."),
     click.option("--replace", is_flag=True, help="Of a converted model, convert the source part again."),
@@ -75,15 +127,35 @@ CONVERSION = (
 
 
 def conversion_options(targets: str) -> Callable[[Command], Command]:
-    """--method, --target and the other options of gbprewrite.convert; `targets` is the help of --target."""
+    """--method, --target and the other options of gbprewrite.convert; `targets` is the help of --target.
+
+    --channel and --unit arrive as the target that they stand for.
+    """
 
     def decorated(command: Command) -> Command:
+        @wraps(command)
+        def targeted(channel: int | None, unit: str | None, target: str | None, **others: Any) -> Any:
+            return command(target=_target(target, channel, unit), **others)
+
         target = click.option("--target", metavar="TARGET", help=targets)
-        for option in reversed((METHOD, target, *CONVERSION)):
-            command = option(command)
-        return command
+        for option in reversed((METHOD, target, *LAYER, *CONVERSION)):
+            targeted = option(targeted)
+        return cast(Command, targeted)
 
     return decorated
+
+
+def _target(target: str | None, channel: int | None, unit: str | None) -> str | None:
+    """The one target that was given. Raises UsageError for several."""
+    said = {
+        "--target": target,
+        "--channel": None if channel is None else f"channel:{channel}",
+        "--unit": None if unit is None else f"unit:{unit}",
+    }
+    found = {option: text for option, text in said.items() if text is not None}
+    if len(found) > 1:
+        raise UsageError(f"{' and '.join(found)} each say what is explained. Give one of them.")
+    return next(iter(found.values()), None)
 
 
 def given(options: Options) -> Options:
@@ -132,8 +204,9 @@ PREPROCESSING = (
         type=click.Choice(list(images.PRESETS)),
         help="The preprocessing of the model's training: "
         + "; ".join(f"{name} ({preset.text})" for name, preset in images.PRESETS.items())
-        + ". The options below override its parts. Default: a guess, which is printed: unit where the model takes grey "
-        "or --scale, --mean or --std is given, else imagenet.",
+        + ". The options below override its parts. Default: what the model tells (metadata, a normalisation as its "
+        "first nodes), else a guess: unit where the model takes grey or --scale, --mean or --std is given, caffe where "
+        "its producer or its first Conv suggests it, else imagenet. Both are printed.",
     ),
     click.option(
         "--scale",
@@ -165,7 +238,7 @@ PREPROCESSING = (
         "--layout",
         type=click.Choice(images.LAYOUTS),
         default="auto",
-        help="Where the channels are. Default: where the input's shape says 1 or 3.",
+        help="Where the channels are. Default: as the model's first nodes or its input's shape show.",
     ),
     click.option(
         "--resize",

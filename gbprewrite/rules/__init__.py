@@ -40,8 +40,9 @@ NO_GRADIENT = frozenset(
         *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "IsInf", "IsNaN", "NonZero", "Unique"),
         *("ArgMax", "ArgMin", "Hardmax", "NonMaxSuppression", "OneHot", "Shape", "Size"),
         *("BitCast", "Ceil", "Floor", "Round", "Sign"),
-        *("ConstantOfShape", "EyeLike", "Range"),
-        *("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"),
+        *("Constant", "ConstantOfShape", "EyeLike", "Range", "ImageDecoder", "MelWeightMatrix"),
+        *("BlackmanWindow", "HammingWindow", "HannWindow"),
+        *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
     )
 )
 
@@ -81,6 +82,7 @@ def decomposed(*operators: str) -> Callable[[Formula], Formula]:
 
 for _module in (
     "activations",
+    "control",
     "convolution",
     "elementwise",
     "indexing",

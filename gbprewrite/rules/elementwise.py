@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from gbprewrite.rules import vjp
-from gbprewrite.tensors import is_float, numpy_dtype, onnx_type
+from gbprewrite.tensors import HALF, is_float, numpy_dtype, onnx_type
 
 
 @vjp("Add")
@@ -62,11 +62,29 @@ def mean(op, dy, y, *xs):
     return (op.Div(dy, float(len(xs))),) * len(xs)
 
 
-@vjp("Max", "Min")
-def extremum(op, dy, y, *xs):
+@vjp("Max")
+def maximum(op, dy, y, *xs):
     """dxᵢ = dy · (xᵢ = y) / number of inputs equal to y"""
+    return shared(op, dy, y, xs, op.Max)
+
+
+@vjp("Min")
+def minimum(op, dy, y, *xs):
+    """dxᵢ = dy · (xᵢ = y) / number of inputs equal to y"""
+    return shared(op, dy, y, xs, op.Min)
+
+
+def shared(op, dy, y, xs, extremum):
+    """The cotangents of an extremum's inputs.
+
+    In half precision it is computed again: onnxruntime's CPU computes in float32 and may round y where it leaves x
+    unrounded, so that no input would equal y.
+    """
     if len(xs) == 1:
         return (dy,)
+    if onnx_type(y) in HALF:
+        xs = [op.wide(x) for x in xs]
+        y = extremum(*xs)
     chosen = [op.cast_to(op.Equal(x, y), dy) for x in xs]
     total = chosen[0]
     for one_more in chosen[1:]:

@@ -8,7 +8,7 @@ Source: the operator pages of https://onnx.ai/onnx/operators/.
 import numpy as np
 
 from gbprewrite.rules import vjp
-from gbprewrite.shapes import Refused, constant_of, fixed, rank
+from gbprewrite.shapes import constant_of, fixed, rank
 
 
 @vjp("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -84,11 +84,16 @@ def slice_(op, dy, y, x, starts, ends, axes=None, steps=None):
 
 
 def moved_back(op, dy, x, move):
-    """dx of any y = move(x) that only moves values: move their positions, and add dy where these say."""
+    """dx of any y = move(x) that only moves values: move their positions, and add dy where these say.
+
+    Positions count from 1. What comes from nowhere has position 0, and its dy goes there.
+    """
     count = op.product(op.dims(x))
-    places = op.with_rank(op.Reshape(move(op.reshape_like(op.range(count), x)), np.array([-1], np.int64)), 1)
+    places = op.reshape_like(op.Add(op.range(count), 1), x)
+    places = op.with_rank(op.Reshape(move(places), np.array([-1], np.int64)), 1)
     flat = op.with_rank(op.Reshape(dy, np.array([-1], np.int64)), 1)
-    return op.reshape_like(op.scatter_add(op.zeros([count], dy), places, flat, axis=0), x)
+    dx = op.scatter_add(op.zeros([op.calc("Add", count, 1)], dy), places, flat, axis=0)
+    return op.reshape_like(op.slice(dx, [0], [1], [count]), x)
 
 
 def _slice_at_run_time(op, dy, x, starts, ends, axes, steps):
@@ -108,8 +113,8 @@ def _slice_at_run_time(op, dy, x, starts, ends, axes, steps):
 def pad(op, dy, y, x, pads, value=None, axes=None, *, mode):
     """dx = dy without the border (constant), or with the border added to where it came from"""
     widths, over = constant_of(pads), constant_of(axes)
-    if axes is not None and over is None:
-        raise Refused("its axes are computed at run time")
+    if (axes is not None and over is None) or (mode != "constant" and widths is None):
+        return moved_back(op, dy, x, lambda places: op.Pad(places, pads, None, axes, mode=mode))
     over = [int(a) % rank(x) for a in over] if over is not None else list(range(rank(x)))
     count = len(over)
     if mode == "constant" and widths is not None:
@@ -120,8 +125,6 @@ def pad(op, dy, y, x, pads, value=None, axes=None, *, mode):
         sizes = op.Shape(dy) if axes is None else op.vector([op.dim(dy, axis) for axis in over])
         kept = op.Slice(dy, op.Max(begin, 0), op.Sub(sizes, op.Max(end, 0)), np.array(over))
         return op.shaped_like(op.Pad(kept, op.Max(op.Neg(pads), 0), None, axes), x)
-    if widths is None:
-        raise Refused("its pads are computed at run time")
     for i, axis in enumerate(over):
         if widths[i] or widths[i + count]:
             border = np.array([0, widths[i], 0, widths[i + count]], np.int64)

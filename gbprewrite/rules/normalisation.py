@@ -4,20 +4,48 @@ Sources: https://onnx.ai/onnx/operators/onnx__BatchNormalization.html, onnx__Ins
 onnx__LayerNormalization.html, onnx__LRN.html; Krizhevsky et al. 2012, section 3.3 (LRN).
 """
 
+import functools
+
 import numpy as np
 
 from gbprewrite.rules import vjp
 from gbprewrite.shapes import rank
+from gbprewrite.tensors import HALF, onnx_type
+
+
+def in_float32(rule):
+    """Let a rule work in float32 where x has half precision: its squares and sums overflow 16 bits."""
+
+    @functools.wraps(rule)
+    def wide_rule(op, dy, y, x, *weights, **attributes):
+        if onnx_type(x) not in HALF:
+            return rule(op, dy, y, x, *weights, **attributes)
+
+        def wide(v):
+            return [wide(w) for w in v] if isinstance(v, (list, tuple)) else None if v is None else op.wide(v)
+
+        made = rule(op, wide(dy), wide(y), *wide([x, *weights]), **attributes)
+        made = made if isinstance(made, tuple) else (made,)
+        return tuple(back(op, dx, like) for dx, like in zip(made, (x, *weights), strict=False))
+
+    return wide_rule
+
+
+def back(op, dx, like):
+    """A cotangent in the type of what it belongs to; one that is only computed if wanted stays so."""
+    if dx is None:
+        return None
+    return (lambda: op.cast_to(dx(), like)) if callable(dx) else op.cast_to(dx, like)
 
 
 @vjp("BatchNormalization", all_outputs=True)
 def batch_normalization(op, dys, ys, x, scale, bias, mean, variance, *, epsilon, training_mode, momentum):
     """dx = dy · scale / σ,  dscale = Σ dy · z,  z = (x - mean) / σ,  σ = √(variance + ε)"""
     if training_mode:
-        return trained(op, dys, x, scale, mean, variance, epsilon, momentum)
+        return trained(op, dys, ys, x, scale, bias, mean, variance, epsilon=epsilon, momentum=momentum)
     dy = dys[0]
-    deviation = op.Sqrt(op.Add(variance, epsilon))
-    slope = op.cast_to(op.Div(scale, deviation), dy)
+    deviation = op.Sqrt(op.Add(op.wide(variance), epsilon))
+    slope = op.cast_to(op.Div(op.cast_to(scale, deviation), deviation), dy)
 
     def summed_z():
         centred = op.Sub(x, per_channel(op, op.cast_to(mean, x), x))
@@ -32,7 +60,8 @@ def batch_normalization(op, dys, ys, x, scale, bias, mean, variance, *, epsilon,
     )
 
 
-def trained(op, dys, x, scale, mean, variance, epsilon, momentum):
+@in_float32
+def trained(op, dys, ys, x, scale, bias, mean, variance, *, epsilon, momentum):
     """Training mode: mean and variance are the batch's own, and the running ones are outputs too."""
     dy, drunning_mean, drunning_variance = (*dys, None, None)[:3]
     axes = [0, *range(2, rank(x))]
@@ -59,6 +88,7 @@ def trained(op, dys, x, scale, mean, variance, epsilon, momentum):
 
 
 @vjp("InstanceNormalization")
+@in_float32
 def instance_normalization(op, dy, y, x, scale, bias, *, epsilon):
     """dx = (g - mean g - z · mean(g·z)) / σ,  g = dy · scale,  z = (x - mean x) / σ, means over space"""
     z, dx_of = standardised(op, x, list(range(2, rank(x))), epsilon)
@@ -70,6 +100,7 @@ def instance_normalization(op, dy, y, x, scale, bias, *, epsilon):
 
 
 @vjp("LayerNormalization", all_outputs=True)
+@in_float32
 def layer_normalization(op, dys, ys, x, scale, bias=None, *, axis, epsilon):
     """dx = (g - mean g - z · mean(g·z)) / σ,  g = dy · scale,  z = (x - mean x) / σ, means over the last axes"""
     dy, dmean, dinverse = (*dys, None, None)[:3]
@@ -91,6 +122,7 @@ def layer_normalization(op, dys, ys, x, scale, bias=None, *, axis, epsilon):
 
 
 @vjp("RMSNormalization")
+@in_float32
 def rms_normalization(op, dy, y, x, scale, *, axis, epsilon):
     """dx = (g - z · mean(g·z)) / r,  g = dy · scale,  z = x / r,  r = √(mean x² + ε)"""
     axes = np.arange(axis % rank(x), rank(x))
@@ -113,6 +145,7 @@ def standardised(op, x, axes, epsilon):
 
 
 @vjp("LRN")
+@in_float32
 def lrn(op, dy, y, x, *, alpha, beta, bias, size):
     """dx = dy·D^-β - 2αβ/n · x · Σ window of dy·x·D^(-β-1),  D = bias + α/n · Σ window of x²"""
     before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
@@ -137,6 +170,7 @@ def per_channel(op, v, x):
 
 
 @vjp("LpNormalization")
+@in_float32
 def lp_normalization(op, dy, y, x, *, axis, p):
     """dx = (dy - u · Σ dy·y) / ‖x‖,  u = y (p = 2) or sign x (p = 1)"""
     over = np.array([axis], np.int64)

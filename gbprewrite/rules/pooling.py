@@ -14,7 +14,7 @@ from gbprewrite.shapes import rank
 @vjp("MaxPool")
 def max_pool(op, dy, y, x, **window):
     """dx[switch] += dy: every window gives its cotangent to its first maximum"""
-    return op.unpool(dy, x, **window)
+    return op.unpool(dy, x, y, **window)
 
 
 @vjp("AveragePool")
@@ -34,7 +34,7 @@ def lp_pool(op, dy, y, x, *, p, **window):
 def global_average_pool(op, dy, y, x):
     """dx = dy / number of positions"""
     positions = op.product(op.dims(x)[2:])
-    return op.expand_like(op.Div(dy, op.as_float(positions, dy)), x)
+    return op.expand_like(op.divided(dy, positions), x)
 
 
 @vjp("GlobalMaxPool")

@@ -1,9 +1,10 @@
 """Quantised operators, differentiated as their dequantised meaning.
 
 The cotangent of a quantised tensor is that of the real number it stands for. Quantising passes it straight through
-inside the representable range, and stops it where the value saturates: the straight-through estimator of Bengio et al.
-2013, as in Jacob et al. 2018, section 3. The view splits every QLinear operator into the operator proper and a
-`Saturation` behind it.
+where it only rounds, and stops it where the level is cut off at an end of the type's range: the straight-through
+estimator of Bengio et al. 2013, as in Jacob et al. 2018, section 3, and in torch.fake_quantize_per_tensor_affine. The
+view splits every QLinear operator into the operator proper and a `Saturation` behind it, which looks at the real number
+that was quantised, computed again for the purpose.
 
 Sources: https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html, onnx__QLinearConv.html;
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md (QLinearAdd and its kin).
@@ -12,11 +13,15 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md (QLi
 import numpy as np
 from onnx import TensorProto
 
+from gbprewrite.qlinear import QLINEAR, real
 from gbprewrite.rules import vjp
 from gbprewrite.rules.linear import gemm, matmul
 from gbprewrite.rules.pooling import global_average_pool
-from gbprewrite.shapes import rank
+from gbprewrite.shapes import Refused, rank
 from gbprewrite.tensors import numpy_dtype, quantised_range
+
+# operator → positions of the two scales whose product is the step of its accumulator
+ACCUMULATES = {"QLinearConv": (1, 4), "QLinearMatMul": (1, 4), "QGemm": (1, 4)}
 
 
 def per_axis(op, v, x, axis):
@@ -27,26 +32,54 @@ def per_axis(op, v, x, axis):
 
 
 @vjp("QuantizeLinear")
-def quantize_linear(op, dy, y, x, scale, zero_point=None, *, axis, bottom="closed"):
-    """dx = dy inside the representable range, 0 where x saturates"""
-    low, high = quantised_range(y)
-    step = op.cast_to(per_axis(op, scale, x, axis), x)
-    zero = 0.0 if zero_point is None else op.cast_to(per_axis(op, zero_point, x, axis), x)
-    lowest, top = (op.Mul(op.Sub(np.array(v).astype(numpy_dtype(step)), zero), step) for v in (low, high))
-    below = op.LessOrEqual(x, top)
-    if bottom == "open":
-        return op.mask(dy, below)
-    above = op.Greater(x, lowest) if bottom == "relu" else op.GreaterOrEqual(x, lowest)
-    return op.mask(dy, op.And(above, below))
+def quantize_linear(op, dy, y, x, scale, zero_point=None, *, axis, block_size=0, bottom="closed"):
+    """dx = dy inside the representable range, 0 where x saturates; dy for a score given out"""
+    if block_size:
+        raise Refused("it quantises in blocks values that depend on the input")
+    return inside(op, dy, y, x, scale, zero_point, axis, bottom)
 
 
 @vjp("Saturation")
 def saturation(op, dy, y, x, *, bottom="closed", zero_point=None):
-    """dx = dy inside the representable range, 0 where y saturates"""
+    """dx = dy inside the representable range, 0 where y saturates; dy for a score given out"""
+    # The level alone does not tell a value that rounds to the end of the range from one that lies beyond it.
+    made = x.inputs[0]
+    given = [t if t.name else None for t in made.inputs]
+    value = real(op, made.op, *given, **made.attrs)
+    scale, zero = (given[i] for i in QLINEAR[made.op])
+    return inside(op, dy, y, value, scale, zero, rank(y) - 2, bottom, accumulator_step(op, made.op, given, value))
+
+
+def accumulator_step(op, operator, inputs, value):
+    """What a product of levels counts in, shaped like its value; None where there is no product."""
+    if operator not in ACCUMULATES:
+        return None
+    first, second = ACCUMULATES[operator]
+    step = op.Mul(inputs[first], inputs[second])
+    return per_axis(op, step, value, 1 if operator == "QLinearConv" else -1)
+
+
+def inside(op, dy, y, x, scale, zero_point, axis, bottom, accumulator=None):
+    """dy where quantising x to y only rounds, 0 where it cuts off; `bottom` as in gbprewrite.quantised.
+
+    A score that the graph gives out is not cut off: its range is that of the calibration pictures, and for a picture
+    that the network is surer of the map would be empty. `accumulator` is the distance between neighbouring values of x,
+    which tells 0 from a rounding error.
+    """
+    if bottom == "output":
+        return dy
+    if numpy_dtype(x).itemsize < 4:  # bounds of 16 bits overflow there
+        x = op.Cast(x, to=TensorProto.FLOAT)
     low, high = quantised_range(y)
-    level = op.Cast(y, to=TensorProto.FLOAT)
-    below = op.Less(level, float(high))
-    return op.mask(dy, below if bottom == "open" else op.And(op.Greater(level, float(low)), below))
+    step = op.cast_to(per_axis(op, scale, x, axis), x)
+    zero = 0.0 if zero_point is None else op.cast_to(per_axis(op, zero_point, x, axis), x)
+    lowest, top = (op.Mul(op.Sub(np.array(v).astype(numpy_dtype(x)), zero), step) for v in (low - 0.5, high + 0.5))
+    below = op.Less(x, top)
+    if bottom == "open":
+        return op.mask(dy, below)
+    if bottom == "closed":
+        return op.mask(dy, op.And(op.GreaterOrEqual(x, lowest), below))
+    return op.mask(dy, op.And(op.Greater(x, 0 if accumulator is None else op.Mul(accumulator, 0.5)), below))
 
 
 @vjp("DequantizeLinear")

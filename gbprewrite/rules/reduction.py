@@ -7,6 +7,7 @@ import numpy as np
 from gbprewrite.rules import vjp
 from gbprewrite.rules.elementwise import zero
 from gbprewrite.shapes import constant_of, rank
+from gbprewrite.tensors import HALF, onnx_type
 
 
 class Over(NamedTuple):
@@ -64,16 +65,31 @@ def reduce_sum(op, dy, y, x, over):
 def reduce_mean(op, dy, y, x, over):
     """dx = dy / n"""
     if over.known:
-        return op.Div(dy, op.as_float(op.product([op.dim(x, axis) for axis in over.axes]), dy))
-    return op.Div(dy, op.cast_to(op.Div(op.Size(x), op.Size(dy)), dy))
+        return op.divided(dy, op.product([op.dim(x, axis) for axis in over.axes]))
+    return op.divided(dy, op.Div(op.Size(x), op.Size(dy)))
 
 
-@vjp("ReduceMax", "ReduceMin")
+@vjp("ReduceMax")
 @reduction
-def reduce_extremum(op, dy, y, x, over):
+def reduce_max(op, dy, y, x, over):
     """dx = dy · (x = y) / number of elements equal to y"""
-    mask = op.cast_to(op.Equal(x, y), dy)
-    return op.Mul(mask, op.Div(dy, summed(op, mask, over)))
+    return shared(op, dy, y, x, over, op.ReduceMax)
+
+
+@vjp("ReduceMin")
+@reduction
+def reduce_min(op, dy, y, x, over):
+    """dx = dy · (x = y) / number of elements equal to y"""
+    return shared(op, dy, y, x, over, op.ReduceMin)
+
+
+def shared(op, dy, y, x, over, extremum):
+    """The cotangent of an extremum's elements; in half precision as for Max, in elementwise.py."""
+    if onnx_type(x) in HALF:
+        x = op.wide(x)
+        y = extremum(x, over.axes, keepdims=1, noop_with_empty_axes=over.noop)
+    mask = op.cast_to(op.Equal(x, y), x)
+    return op.cast_to(op.Mul(mask, op.Div(op.cast_to(dy, x), summed(op, mask, over))), dy)
 
 
 @vjp("ReduceProd")
@@ -115,7 +131,7 @@ def reduce_sum_square(op, dy, y, x, over):
 @reduction
 def reduce_log_sum(op, dy, y, x, over):
     """dx = dy / exp y"""
-    return op.Div(dy, op.Exp(y))
+    return op.Mul(dy, op.Exp(op.Neg(y)))
 
 
 @vjp("ReduceLogSumExp")

@@ -1,20 +1,21 @@
-"""Reading between the pixels: Resize, GridSample, RoiAlign, DeformConv.
+"""Reading between the pixels: Resize, GridSample, RoiAlign, MaxRoiPool, DeformConv.
 
 Between pixels a value is Σ over taps of a polynomial in the fractional position times the pixel there; `TAPS` holds
 these polynomials. Along one axis that is a matrix (`interpolation`), at free positions a gather (`sample`).
 
-Sources: https://onnx.ai/onnx/operators/onnx__Resize.html and its neighbours GridSample, RoiAlign and DeformConv; Keys
-1981 (cubic convolution); He et al. 2017, section 3 (RoIAlign); Dai et al. 2017 (deformable convolution).
+Sources: https://onnx.ai/onnx/operators/onnx__Resize.html and its neighbours GridSample, RoiAlign, MaxRoiPool and
+DeformConv; Keys 1981 (cubic convolution); Girshick 2015, section 2.1 (RoI pooling); He et al. 2017, section 3
+(RoIAlign); Dai et al. 2017 (deformable convolution).
 """
 
 import itertools
-import math
 
 import numpy as np
+from onnx import TensorProto
 
 from gbprewrite.rules import decomposed, vjp
 from gbprewrite.rules.elementwise import zero
-from gbprewrite.shapes import Refused, constant_of, fixed, rank
+from gbprewrite.shapes import constant_of, fixed, rank
 from gbprewrite.tensors import numpy_dtype
 
 
@@ -67,9 +68,9 @@ def resize(op, dy, y, x, roi=None, scales=None, sizes=None, **mode):
     over = [a % rank(x) for a in mode.pop("axes", None) or range(rank(x))]
     policy = mode.pop("keep_aspect_ratio_policy", "stretch")
     if mode["coordinate_transformation_mode"] == "tf_crop_and_resize":
-        return cropped(op, dy, x, roi, op.dims(y), over, mode)
+        return cropped(op, dy, x, roi, scales, op.dims(y), over, mode)
     if sizes is not None and policy != "stretch":
-        return in_proportion(op, dy, x, constant_of(sizes), policy, over, mode)
+        return in_proportion(op, dy, y, x, sizes, policy, over, mode)
     factors = constant_of(scales)
     for i, axis in enumerate(over):
         size_in = op.dim(x, axis)
@@ -87,11 +88,39 @@ def resize(op, dy, y, x, roi=None, scales=None, sizes=None, **mode):
     return op.shaped_like(dy, x)
 
 
-def resize_taps(mode):
-    """TAPS of a Resize's mode; antialiasing and excluded borders have no fixed polynomials."""
+def resize_matrix(op, u, size, scale, mode):
+    """[outputs, size] matrix that reads at positions u [outputs]; `scale` [1] is outputs per input."""
+    if mode["mode"] == "nearest":
+        return interpolation(op, nearest(op, u, mode["nearest_mode"]), size, TAPS["nearest"])
     if mode["antialias"] or mode["exclude_outside"]:
-        raise Refused("antialias and exclude_outside are not differentiated together with a crop or an aspect policy")
-    return (-1, cubic_taps(mode["cubic_coeff_a"])) if mode["mode"] == "cubic" else TAPS[mode["mode"]]
+        return filtered(op, u, size, scale, mode)
+    taps = (-1, cubic_taps(mode["cubic_coeff_a"])) if mode["mode"] == "cubic" else TAPS["linear"]
+    return interpolation(op, u, size, taps)
+
+
+def filtered(op, u, size, scale, mode):
+    """A resize matrix whose weights are normalised: a filter that a reduction stretches, or a border left out."""
+    support = 2 if mode["mode"] == "cubic" else 1
+    squeeze = op.Min(scale, 1) if mode["antialias"] else op.cast_to(op.constant(np.ones(1)), u)
+    beyond = op.int64_vector(op.Cast(op.Ceil(op.Div(float(support), squeeze)), to=7), 1)
+    count = op.calc("Add", size, op.calc("Mul", beyond, 2))
+    places = op.Sub(op.range(count), beyond)
+    distance = op.Abs(op.Sub(op.cast_to(places, u), op.Unsqueeze(u, np.array([1]))))
+    weights = kernel(op, op.Mul(distance, squeeze), mode)
+    inside = op.Min(op.Max(places, 0), op.vector([op.calc("Sub", size, 1)]))  # beyond the border the border goes on
+    if mode["exclude_outside"]:
+        weights = op.Mul(weights, op.cast_to(op.Equal(places, inside), u))
+    weights = op.Div(weights, op.ReduceSum(weights, np.array([1], np.int64), keepdims=1))
+    return op.MatMul(weights, op.cast_to(op.Equal(op.Unsqueeze(inside, np.array([1])), op.range(size)), u))
+
+
+def kernel(op, d, mode):
+    """The weight at a distance d ≥ 0: a triangle, or Keys' cubic."""
+    if mode["mode"] == "linear":
+        return op.Max(op.Sub(1, d), 0)
+    a = mode["cubic_coeff_a"]
+    near, far = (polynomial(op, c, d) for c in ([a + 2, -(a + 3), 0.0, 1.0], [a, -5 * a, 8 * a, -4 * a]))
+    return op.Where(op.LessOrEqual(d, 1), near, op.Where(op.Less(d, 2), far, zero(d)))
 
 
 def nearest(op, u, how):
@@ -105,14 +134,15 @@ def nearest(op, u, how):
     return rounded[how]()
 
 
-def cropped(op, dy, x, roi, outputs, over, mode):
+def cropped(op, dy, x, roi, scales, outputs, over, mode):
     """VJP of tf_crop_and_resize, through the matrix of each axis and the region it reads."""
 
     def forward(x, roi):
         y = x
         for i, axis in enumerate(over):
+            size = op.dim(x, axis)
             start, end = (op.Slice(roi, np.array([j]), np.array([j + 1])) for j in (i, i + len(over)))
-            last = op.as_float(op.calc("Sub", op.dim(x, axis), 1), roi)
+            last = op.as_float(op.calc("Sub", size, 1), roi)
             length = op.calc("Sub", outputs[axis], 1)
             step = op.Div(op.Mul(op.Sub(end, start), last), op.as_float(op.calc("Max", length, 1), roi))
             if fixed(length) and length == 0:
@@ -120,9 +150,7 @@ def cropped(op, dy, x, roi, outputs, over, mode):
             else:
                 u = op.Add(op.Mul(start, last), op.Mul(op.cast_to(op.range(outputs[axis]), roi), step))
             inside = op.And(op.GreaterOrEqual(u, 0), op.LessOrEqual(u, last))
-            if mode["mode"] == "nearest":
-                u = nearest(op, u, mode["nearest_mode"])
-            matrix = interpolation(op, u, op.dim(x, axis), resize_taps(mode))
+            matrix = resize_matrix(op, u, size, factor_along(op, scales, i, outputs[axis], size, roi), mode)
             matrix = op.Where(op.Unsqueeze(inside, np.array([1])), matrix, zero(matrix))
             y = op.apply_matrix(y, op.cast_to(matrix, x), axis)
         return y
@@ -133,33 +161,42 @@ def cropped(op, dy, x, roi, outputs, over, mode):
     return dx, droi
 
 
-def in_proportion(op, dy, x, sizes, policy, over, mode):
+def factor_along(op, scales, i, outputs, size, like):
+    """[1] outputs per input along one axis: the scale that was given, or the ratio of the sizes."""
+    values = constant_of(scales)
+    if scales is not None and (values is None or values.size):
+        return op.cast_to(op.Slice(scales, np.array([i]), np.array([i + 1])), like)
+    return op.Div(*(op.cast_to(op.vector([d]), like) for d in (outputs, size)))
+
+
+def in_proportion(op, dy, y, x, sizes, policy, over, mode):
     """VJP of a Resize that keeps proportions: one scale for all axes, so the sizes are only bounds."""
-    lengths = [x.shape[a] for a in over]
-    if sizes is None or not all(map(fixed, lengths)):
-        raise Refused(f"keep_aspect_ratio_policy {policy!r} needs fixed sizes")
-    ratios = [s / n for s, n in zip(sizes.tolist(), lengths, strict=True)]
-    scale = min(ratios) if policy == "not_larger" else max(ratios)
-    for axis, n in zip(over, lengths, strict=True):
-        outputs = math.floor(scale * n + 0.5)
-        u = resized_positions(np.arange(outputs), scale, n, outputs, mode["coordinate_transformation_mode"])
-        place = op.constant(u.astype(np.float64))
-        if mode["mode"] == "nearest":
-            place = nearest(op, place, mode["nearest_mode"])
-        matrix = op.cast_to(interpolation(op, place, n, resize_taps(mode)), dy)
+    lengths = [op.dim(x, a) for a in over]
+    bounds, given = (op.Cast(v, to=TensorProto.DOUBLE) for v in (sizes, op.vector(lengths)))
+    extreme = op.ReduceMin if policy == "not_larger" else op.ReduceMax
+    scale = op.int64_vector(extreme(op.Div(bounds, given), keepdims=1), 1)
+    scale.dtype = np.dtype(np.float64)
+    for axis, size in zip(over, lengths, strict=True):
+        outputs = op.dim(y, axis)
+        i = op.Cast(op.range(outputs), to=TensorProto.DOUBLE)
+        u = resized_positions(op, i, scale, *(op.cast_to(op.vector([n]), i) for n in (size, outputs)), mode)
+        matrix = op.cast_to(resize_matrix(op, u, size, scale, mode), dy)
         dy = op.apply_matrix(dy, op.Transpose(matrix, perm=[1, 0]), axis)
     return op.shaped_like(dy, x)
 
 
-def resized_positions(i, scale, inputs, outputs, how):
+def resized_positions(op, i, scale, inputs, outputs, mode):
     """Where output i reads its input, as the table on the Resize page says."""
-    return {
-        "half_pixel": (i + 0.5) / scale - 0.5,
-        "half_pixel_symmetric": inputs / 2 * (1 - outputs / (scale * inputs)) + (i + 0.5) / scale - 0.5,
-        "pytorch_half_pixel": (i + 0.5) / scale - 0.5 if outputs > 1 else 0.0 * i,
-        "align_corners": i * (inputs - 1) / max(outputs - 1, 1),
-        "asymmetric": i / scale,
-    }[how]
+    how = mode["coordinate_transformation_mode"]
+    if how == "align_corners":
+        return op.Div(op.Mul(i, op.Sub(inputs, 1)), op.Max(op.Sub(outputs, 1), 1))
+    if how == "asymmetric":
+        return op.Div(i, scale)
+    centred = op.Sub(op.Div(op.Add(i, 0.5), scale), 0.5)
+    if how == "half_pixel_symmetric":  # the centre stays where it is although lengths are rounded
+        exact = op.Mul(scale, inputs)
+        return op.Add(centred, op.Mul(op.Mul(inputs, 0.5), op.Sub(1, op.Div(outputs, exact))))
+    return op.Where(op.Greater(outputs, 1), centred, zero(i)) if how == "pytorch_half_pixel" else centred
 
 
 def sample(op, x, positions, taps, padding):
@@ -345,6 +382,52 @@ def roi_max(op, images, axes, bins):
     r, c, samples_y, samples_x = op.dims(top)
     shape = [r, c, bins[0], op.calc("Div", samples_y, bins[0]), bins[1], op.calc("Div", samples_x, bins[1])]
     return op.ReduceMax(op.reshape(top, shape), np.array([3, 5], np.int64), keepdims=0)
+
+
+@vjp("MaxRoiPool")
+def max_roi_pool(op, dy, y, x, rois, *, pooled_shape, spatial_scale):
+    """dx[switch] += dy: every bin of a region gives its cotangent to its first maximum"""
+    n, c, h, w = op.dims(x)
+    image, *corners = (op.Gather(rois, np.array(j), axis=1) for j in range(5))
+    image = op.Cast(image, to=TensorProto.INT64)
+    left, top, right, bottom = (rounded(op, op.Mul(v, spatial_scale)) for v in corners)
+    rows = in_bins(op, top, bottom, pooled_shape[0], h)  # [R, bins, H]
+    columns = in_bins(op, left, right, pooled_shape[1], w)
+    lowest = np.array(-np.inf).astype(zero(x).dtype)
+    taken = op.Unsqueeze(op.Gather(x, image, axis=0), np.array([3]))  # [R, C, H, 1, W]
+    strips = op.Where(op.Unsqueeze(columns, np.array([1, 2])), taken, lowest)
+    best, column = first_maximum(op, strips, 4)  # [R, C, H, bins]
+    bins = op.Where(op.Unsqueeze(rows, np.array([1, 4])), op.Unsqueeze(best, np.array([2])), lowest)
+    best, row = first_maximum(op, bins, 3)  # [R, C, bins, bins]
+    column = op.GatherElements(column, row, axis=2)
+    place = op.Add(op.Mul(row, op.vector([w])), column)
+    plane = op.Add(op.Mul(op.Unsqueeze(image, np.array([1])), op.vector([c])), op.range(c))
+    place = op.Add(place, op.Mul(op.Unsqueeze(plane, np.array([2, 3])), op.vector([op.calc("Mul", h, w)])))
+    given = op.Where(op.Greater(best, lowest), dy, zero(dy))  # an empty bin is 0 whatever x is
+    flat = (op.with_rank(op.Reshape(v, np.array([-1], np.int64)), 1) for v in (place, given))
+    dx = op.scatter_add(op.zeros([op.product([n, c, h, w])], dy), *flat, axis=0)
+    return op.reshape_like(dx, x)
+
+
+def rounded(op, v):
+    """The nearest integer, halves away from zero."""
+    return op.Mul(op.Sign(v), op.Floor(op.Add(op.Abs(v), 0.5)))
+
+
+def in_bins(op, start, end, bins, size):
+    """[R, bins, size]: whether a place belongs to a bin of the regions start [R] to end [R]; bins may overlap."""
+    wide = np.array([1])
+    length = op.Unsqueeze(op.Div(op.Max(op.Add(op.Sub(end, start), 1), 1), float(bins)), wide)
+    number = op.cast_to(op.range(bins), start)
+    low = op.Add(op.Floor(op.Mul(number, length)), op.Unsqueeze(start, wide))
+    high = op.Add(op.Ceil(op.Mul(op.Add(number, 1), length)), op.Unsqueeze(start, wide))
+    places, last = op.cast_to(op.range(size), start), np.array([2])
+    return op.And(op.GreaterOrEqual(places, op.Unsqueeze(low, last)), op.Less(places, op.Unsqueeze(high, last)))
+
+
+def first_maximum(op, v, axis):
+    """(the maximum along an axis, the first place where it stands)"""
+    return op.ReduceMax(v, np.array([axis], np.int64), keepdims=0), op.ArgMax(v, axis=axis, keepdims=0)
 
 
 @decomposed("DeformConv")

@@ -1,11 +1,10 @@
 """Photographs explained: read, run, name the classes, draw. The work behind `gbprewrite explain`.
 
-A `PhotoExplainer` makes an `ExplainedPhoto`, plain arrays and names, of an image file; `picture` draws one, and
-`pictures` does both for many files.
+A `PhotoExplainer` makes an `ExplainedPhoto`, plain arrays and names, of an image file; `rows` and `picture` draw one.
+`gallery.py` does both for many files.
 """
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,16 +15,18 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto
 
-from gbprewrite import modelfile, seed
-from gbprewrite.errors import DataError, OutputError, UsageError
-from gbprewrite.runtime import arrays, images
+from gbprewrite import modelfile, policies, seed
+from gbprewrite.errors import DataError, UsageError
+from gbprewrite.runtime import arrays, evidence, images
 from gbprewrite.runtime import pictures as drawing
 from gbprewrite.runtime.explainer import Explainer, Explanation
 from gbprewrite.runtime.labels import Labels, check_number
+from gbprewrite.runtime.layout import Row, compose, png
 
 Array = npt.NDArray[Any]
 
 TOP = 5  # classes listed for each photograph
+WIDE = 4  # maps beside each other, at most
 # What the numbers of an output are, by the operator that made them; of any other operator they are scores.
 MEANINGS = {"Softmax": "probability", "LogSoftmax": "log-probability", "Sigmoid": "probability"}
 
@@ -47,6 +48,10 @@ class ClassScore:
         place = f"class {self.index[0]}" if len(self.index) == 1 else f"unit {','.join(map(str, self.index))}"
         return f"{self.label} ({place})" if self.label else place
 
+    def title(self) -> str:
+        """`espresso (class 967), probability 0.940`"""
+        return self.name() if self.value is None else f"{self.name()}, {self.meaning} {self.value:.3f}"
+
 
 @dataclass(frozen=True)
 class ExplainedPhoto:
@@ -56,7 +61,7 @@ class ExplainedPhoto:
         path: the image file.
         photo: uint8 [H,W,3] or [H,W]: what the network saw, before the values were scaled.
         explained: the classes explained.
-        maps: for each of these, method → map of shape [H,W,C], red first.
+        maps: for each of these, method → map of shape [H,W,C], red first; of Grad-CAM [h,w,1].
         top: the highest classes, highest first; empty when the score is an inner tensor.
     """
 
@@ -115,7 +120,8 @@ class PhotoExplainer:
                 "photograph fills one. Give arrays to 'gbprewrite run' instead."
             )
         self.input = self.explainer.inputs[0]
-        self.preprocessing = images.plan(self.input.name, self.input.shape, self.input.dtype, preprocessing)
+        told = evidence.read(proto, self.input.name)
+        self.preprocessing = images.plan(self.input.name, self.input.shape, self.input.dtype, preprocessing, told)
         self._meaning = meaning_of(proto, record["output"])
 
     def __call__(self, path: str | os.PathLike[str]) -> ExplainedPhoto:
@@ -125,7 +131,7 @@ class PhotoExplainer:
         the model's.
         """
         image = images.read(path)
-        with _naming(path):
+        with naming(path):
             image = self.preprocessing.fit(image)
             explanation = self.explainer(self.preprocessing.array(image))
         values, meaning = self._class_values(explanation)
@@ -156,7 +162,7 @@ class PhotoExplainer:
         assert explanation.index is not None
         target = seed.parse(self.explainer.record["target"])
         index = explanation.index[0]
-        if target.kind == "unit":
+        if target.one_unit:
             found = [self._unit(explanation, tuple(index.tolist()))]
         else:
             found = [self._class(int(i), values, meaning) for i in np.atleast_1d(index)]
@@ -175,7 +181,7 @@ class PhotoExplainer:
 
 
 @contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """A DataError that does not know the file gets its name."""
     try:
         yield
@@ -192,106 +198,35 @@ def meaning_of(model: ModelProto, output: str) -> str:
     return MEANINGS.get(node.op_type, "score") if node is not None else "score"
 
 
-def picture(explained: ExplainedPhoto) -> bytes:
-    """The PNG file: a row for each class explained, the photograph before its maps."""
-    photo = drawing.photo(explained.path.name, explained.photo)
-    rows = []
-    for one, maps in zip(explained.explained, explained.maps, strict=True):
-        value = "" if one.value is None else f", {one.meaning} {one.value:.3f}"
-        with _naming(explained.path):
-            panels = [drawing.panel(method, values) for method, values in maps.items()]
-        rows.append(drawing.Row(f"{one.name()}{value}", [photo, *panels]))
-    return drawing.compose(rows)
+def rows(explained: ExplainedPhoto, style: drawing.Style | None = None) -> list[Row]:
+    """A row for each class explained: the photograph, then its maps.
 
-
-def picture_paths(
-    paths: Sequence[Path], methods: Sequence[str], output: Path | None = None, force: bool = False
-) -> list[Path]:
-    """Where the picture of each photograph goes: `photo.<methods>.png` beside it, or in the folder `output`.
-
-    Raises UsageError when two photographs would share a picture or one would be overwritten, OutputError when a picture
-    exists (unless `force`).
+    Raises DataError for a map that is not finite.
     """
-    if output is not None and output.exists() and not output.is_dir():
-        raise OutputError(f"-o {output}: this is a file. Give the folder that the pictures go to.")
-    found = [(output or path.parent) / f"{path.stem}.{'+'.join(methods)}.png" for path in paths]
-    shared = [str(path) for path, count in Counter(found).items() if count > 1]
-    if shared:
-        raise UsageError(
-            f"several images would give the picture {', '.join(shared)}. Give each image once, and explain images of "
-            "the same name in several runs with different folders (-o DIR)."
-        )
-    overwritten = [str(path) for path in found if path in paths]
-    if overwritten:
-        raise UsageError(
-            f"{', '.join(overwritten)} would be overwritten, which is among the images to explain. Leave pictures of "
-            "earlier runs out, or use another folder (-o DIR)."
-        )
-    existing = [] if force else [str(path) for path in found if path.exists()]
-    if existing:
-        raise OutputError(
-            f"these exist already: {', '.join(existing)}. Use --force to overwrite, or -o DIR for elsewhere."
-        )
+    style = style or drawing.Style()
+    found = []
+    for one, maps in zip(explained.explained, explained.maps, strict=True):
+        with naming(explained.path):
+            panels = [drawing.panels(method, values, explained.photo, style) for method, values in maps.items()]
+        photo = drawing.photo(explained.path.name, explained.photo)
+        found.append(Row(one.title(), [photo, *(p for some in panels for p in some)], _columns(len(panels), style)))
     return found
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one image: the picture written, or the error that stopped it."""
-
-    image: Path
-    picture: Path | None = None
-    explained: ExplainedPhoto | None = None
-    error: DataError | OutputError | None = None
-
-    @property
-    def exit_status(self) -> int:
-        """0, or that of the error."""
-        return self.error.exit_status if self.error else 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain types, without arrays."""
-        if self.explained is None:
-            return {"image": str(self.image), "error": str(self.error)}
-        classes = {"explained": self.explained.explained, "top": self.explained.top}
-        return {
-            "image": str(self.image),
-            "picture": str(self.picture),
-            **{key: [asdict(one) for one in found] for key, found in classes.items()},
-        }
-
-    def text(self) -> str:
-        """A few lines for people."""
-        if self.explained is None:
-            return f"error: {self.error}"
-        explained, top = self.explained.explained, self.explained.top
-        marked, listed = ({one.index for one in some} for some in (explained, top))
-        rows = [_line(one, one.index in marked) for one in top]
-        rows += [_line(one, True) for one in explained if one.index not in listed]
-        said = top[0].meaning if top else "the score is an inner tensor: no classes to list"
-        return "\n".join(["", f"{self.image}  ({said})", *rows, f"  picture: {self.picture}"])
+def _columns(methods: int, style: drawing.Style) -> int:
+    """Maps in a line: all of them, or those of one method, or what one way to show them gives."""
+    each = 1 + style.overlay
+    fitting = [n for n in (methods * len(style.show) * each, len(style.show) * each) if n <= WIDE]
+    return fitting[0] if fitting else each
 
 
-def _line(one: ClassScore, explained: bool) -> str:
-    value = "" if one.value is None else f"{one.value:.3f}"
-    return f"  {value:>8}  {one.name()}{'  <- explained' if explained else ''}"
-
-
-def pictures(explainer: PhotoExplainer, paths: Sequence[Path], places: Sequence[Path]) -> Iterator[Outcome]:
-    """Explain each image and write its picture; an image that fails gives an Outcome with its error."""
-    for path, place in zip(paths, places, strict=True):
-        try:
-            explained = explainer(path)
-            data = picture(explained)
-            drawing.write(place, data)
-        except (DataError, OutputError) as error:
-            yield Outcome(path, error=error)
-        else:
-            yield Outcome(path, place, explained)
+def picture(explained: ExplainedPhoto, style: drawing.Style | None = None) -> bytes:
+    """The PNG file of `rows`."""
+    return png(compose(rows(explained, style)))
 
 
 def setting(explainer: PhotoExplainer) -> dict[str, Any]:
-    """What holds for every image: provider, what is explained, preprocessing and its guesses; plain types."""
+    """What holds for every image: provider, what is explained, the methods' limits, preprocessing; plain types."""
     record, made = explainer.explainer.record, explainer.preprocessing
     return {
         "provider": explainer.explainer.provider,
@@ -301,12 +236,13 @@ def setting(explainer: PhotoExplainer) -> dict[str, Any]:
         "output": record["output"],
         "score": record["score"],
         "target": record["target"],
+        "limits": {m: policies.LIMITS[m] for m in explainer.methods if m in policies.LIMITS},
         "preprocessing": {**asdict(made), "dtype": str(made.dtype), "text": made.text()},
     }
 
 
 def setting_text(explainer: PhotoExplainer) -> str:
-    """The same for people, a line each."""
+    """The same for people, a line each, and what each method can't show."""
     facts = setting(explainer)
     score = facts["score"] if facts["score"] == facts["output"] else f"{facts['score']} (before {facts['output']})"
     lines = [
@@ -314,5 +250,7 @@ def setting_text(explainer: PhotoExplainer) -> str:
         f"runs on:        {facts['provider']}",
         f"preprocessing:  {facts['input']} {facts['preprocessing']['text']}",
     ]
+    lines += [f"the model says: {fact}" for fact in facts["preprocessing"]["facts"]]
     notes = [facts["provider_note"], *facts["preprocessing"]["guesses"]]
-    return "\n".join(lines + [f"note:           {note}" for note in notes if note])
+    lines += [f"note:           {note}" for note in notes if note]
+    return "\n".join(lines + [f"limits:         {method} {limit}" for method, limit in facts["limits"].items()])

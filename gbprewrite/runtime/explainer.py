@@ -18,14 +18,16 @@ from gbprewrite.seed import parse
 
 Array = NDArray[Any]
 
+NOISE = 0.15  # deviation of SmoothGrad's noise, as a share of the range of the input's values
+
 
 @dataclass(frozen=True)
 class Explanation:
     """What one call of an Explainer gives.
 
     Attributes:
-        maps: name of the output, `<input>_<method>`, -> map, of the input's dtype and shape; where several classes are
-            explained, with an axis of K classes behind the batch: [N, K, ...].
+        maps: name of the output, `<input>_<method>`, -> map, of the input's dtype and shape (Grad-CAM's has one
+            channel); where several classes are explained, with an axis of K classes behind the batch: [N, K, ...].
         outputs: name -> the model's own outputs.
         index: int64, the class explained: [N], [N, K] for several classes, [N, rank - 1] for a unit of the score;
             None for the target "seed".
@@ -66,6 +68,7 @@ class Explainer:
         target: str | int | Sequence[int] | None = None,
         *,
         providers: str = "auto",
+        threads: int = 0,
         **options: Any,
     ) -> None:
         """Load a model, and convert it first when it is none that gbprewrite has converted.
@@ -73,8 +76,9 @@ class Explainer:
         Args:
             model: an ONNX file or a ModelProto.
             method: as for `gbprewrite.convert`; "guided" by default, or what a converted file holds.
-            target: as for `gbprewrite.convert`; "argmax" by default, or what a converted file holds.
+            target: as for `gbprewrite.convert`; its default there, or what a converted file holds.
             providers: "auto" takes CUDA when a session really runs on it and else the CPU; "cuda"; "cpu".
+            threads: how many the CPU provider uses; 0 for one for each core.
             options: the other keywords of `gbprewrite.convert`.
 
         Raises:
@@ -85,7 +89,8 @@ class Explainer:
         proto = load(model, replace=None)
         record = None if options.get("replace") else report.read_record(proto)
         if record is None:
-            proto = convert(proto, method or "guided", "argmax" if target is None else target, **options)
+            options = {"optimize_for": "cuda" if providers == "cuda" else "auto", **options}
+            proto = convert(proto, method or "guided", target, **options)
             record = report.read_record(proto)
             assert record is not None
             model = proto
@@ -95,9 +100,9 @@ class Explainer:
         asked = [method] if isinstance(method, str) else method or record["methods"]
         self._names = {(m["input"], m["method"]): m["output"] for m in record["maps"] if m["method"] in asked}
         self.slots = slots_of(proto)
-        self._session = Session(model, providers)
+        self._session = Session(model, providers, threads=threads)
         self.provider, self.provider_note = self._session.provider, self._session.note
-        own = {record["target_name"], record["seed_name"]}
+        own = report.given_names(record)
         self.inputs = [s for s in self.slots if s.name not in own]
         ours = {m["output"] for m in record["maps"]} | {record["explained_index_name"]}
         self._outputs = [o.name for o in proto.graph.output if o.name not in ours]
@@ -112,8 +117,9 @@ class Explainer:
         """The maps of a batch.
 
         Args:
-            batch: the input, [N, ...], or name -> array for a model of several inputs. Integers become floats and
-                floats the model's float type. A model of fixed batch size takes any N: it is run several times, the
+            batch: the input, [N, ...], or name -> array for a model of several inputs, and for SmoothGrad's noise
+                [samples, ...], which is drawn where it is missing. Integers become floats and floats the model's float
+                type. A model of fixed batch size takes any N: it is run several times, the
                 last time filled up with the last sample.
             targets: for the target "input" the class to explain, [N] or one number for all samples.
             seed: for the target "seed" the cotangent of the score, shaped like it.
@@ -125,6 +131,7 @@ class Explainer:
         feeds = dict(batch) if isinstance(batch, Mapping) else self._only_input(batch)
         self._add_runtime_input(feeds, "target", targets)
         self._add_runtime_input(feeds, "seed", seed)
+        self._add_noise(feeds)
         fitted = arrays.fit(feeds, self.slots)
         found = self._run(fitted)
         maps = {name: found[name] for name in self._names.values()}
@@ -171,14 +178,33 @@ class Explainer:
             array = np.full(np.shape(next(iter(feeds.values())))[:1], array)
         feeds[name] = array
 
+    def _add_noise(self, feeds: dict[str, Any]) -> None:
+        """SmoothGrad's noise, where it was not given: normal, 15 % of the range of the input's values, always the same.
+
+        Smilkov et al. 2017, section 3.2: 10 % to 20 % balance sharpness and structure.
+        """
+        rng = np.random.default_rng(0)
+        samples = {s.name: int(s.shape[0]) for s in self.slots if s.shape and isinstance(s.shape[0], int)}
+        for name, x in ((row["name"], row["input"]) for row in self.record["given"] if row["kind"] == "noise"):
+            if name not in feeds and x in feeds:
+                values = np.asarray(feeds[x])
+                drawn = rng.normal(size=(samples[name], *values.shape[1:]))
+                feeds[name] = NOISE * float(np.ptp(values)) * drawn
+            elif len(feeds.get(name, ())) not in (samples[name], 0):
+                raise DataError(
+                    f"input {name} was given {len(feeds[name])} samples of noise, and the model takes {samples[name]}."
+                )
+
     def _run(self, feeds: dict[str, Array]) -> dict[str, Any]:
         index = self.record["explained_index_name"]
         wanted = [*self._outputs, *self._names.values(), *([index] if index else [])]
-        size = arrays.batch_size(feeds, self.slots)
+        noise = {row["name"]: feeds[row["name"]] for row in self.record["given"] if row["kind"] == "noise"}
+        own = {name: a for name, a in feeds.items() if name not in noise}  # has samples; the noise is for all of them
+        size = arrays.batch_size(own, [s for s in self.slots if s.name not in noise])
         if size is None:
             return self._session.run(feeds, wanted)
-        count = len(next(iter(feeds.values())))
-        return arrays.join([self._session.run(piece, wanted) for piece in arrays.cut(feeds, size)], size, count)
+        count = len(next(iter(own.values())))
+        return arrays.join([self._session.run(piece | noise, wanted) for piece in arrays.cut(own, size)], size, count)
 
     def _check_targets(self, feeds: Mapping[str, Array], maps: Mapping[str, Array]) -> None:
         """A model answers a target that does not exist with maps of nothing but NaN; here that is an error."""
@@ -235,12 +261,14 @@ def _check_agreement(
     against = [f"method {m!r}" for m in asked if m not in record["methods"]]
     if target is not None and parse(target).text != record["target"]:
         against.append(f"target {target!r}")
-    if options.get("score") not in (None, record["score"], record["output"]):
-        against.append(f"score {options['score']!r}")
+    for name in ("score", "layer"):
+        if options.get(name) not in (None, record["score"], record["output"], record["options"].get("score")):
+            against.append(f"{name} {options[name]!r}")
     for name, value in options.items():
         plain = list(value) if isinstance(value, tuple) else value  # as JSON has it
         # The record itself holds what an option that was left out came to.
-        if name not in ("score", "replace") and value and plain not in (record["options"].get(name), record.get(name)):
+        held = (record["options"].get(name), record.get(name))
+        if name not in ("score", "layer", "replace") and value and plain not in held:
             against.append(f"{name}={value!r}")
     if against:
         raise UsageError(

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gbprewrite.errors import DataError, UsageError
+from gbprewrite.runtime.evidence import Evidence
 
 Array = npt.NDArray[Any]
 
@@ -29,6 +30,7 @@ DEFAULT_SIZE = (224, 224)  # of models that take any size
 # ImageNet classifiers are evaluated on the central 7/8 of the shorter side: 224 of 256 (Krizhevsky et al. 2012).
 CENTRE = Fraction(7, 8)
 LAYOUTS = ("auto", "nchw", "nhwc")
+WRONG = "If the network was trained otherwise, the maps are wrong (--preset, --mean, --std, --scale, --bgr)"
 
 
 class Preset(NamedTuple):
@@ -70,7 +72,7 @@ class Preprocessing:
     """Everything that happens between a photograph and a network's input; made by `plan`.
 
     mean and std have one number for each channel, as fed. height and width are None when each image keeps its own.
-    `guesses` are the decisions that neither the caller nor the model's input made.
+    `guesses` are the decisions that neither the caller nor the model made, `facts` those that the model made.
     """
 
     height: int | None
@@ -84,6 +86,7 @@ class Preprocessing:
     bgr: bool
     resize: str
     guesses: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
 
     def fit(self, image: Image.Image) -> Image.Image:
         """The image in the network's size and number of channels, still 8 bits and RGB: what a picture shows.
@@ -104,8 +107,12 @@ class Preprocessing:
         return np.ascontiguousarray(values.transpose(_AXES[self.layout])[None], self.dtype)
 
     def channels_last(self, values: Array) -> Array:
-        """A map shaped like the input without its batch axis → [H,W,C] with red first: the way back of `array`."""
-        values = values.transpose(np.argsort(_AXES[self.layout]))
+        """A map shaped like the input without its batch axis → [H,W,C] with red first: the way back of `array`.
+
+        A map of one channel may have another height and width, and its channel first in either layout (Grad-CAM).
+        """
+        first = values.shape[0] == 1 != values.shape[2] and self.height != 1
+        values = values.transpose(np.argsort(_AXES["nchw" if first else self.layout]))
         return values[:, :, ::-1] if self.bgr else values
 
     def text(self) -> str:
@@ -164,28 +171,35 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
 
 
 def plan(
-    name: str, shape: Sequence[int | str] | None, dtype: npt.DTypeLike, options: Options | None = None
+    name: str,
+    shape: Sequence[int | str] | None,
+    dtype: npt.DTypeLike,
+    options: Options | None = None,
+    evidence: Evidence | None = None,
 ) -> Preprocessing:
-    """Work out the preprocessing for the input `name` of a network, from its shape and what the caller says.
+    """Work out the preprocessing for the input `name` of a network: from what the caller says, else from what the
+    model tells (`evidence.read`) and the input's shape, else by a guess.
 
     Raises UsageError when options contradict the input or each other or are needed to decide, and DataError when the
     input is no image.
     """
-    options = options or Options()
+    options, evidence = options or Options(), evidence or Evidence()
     guesses: list[str] = []
-    layout = _layout(name, shape, options.layout)
+    layout = _layout(name, shape, options.layout, evidence.layout)
     assert shape is not None
     dims = dict(zip(layout, shape, strict=True))
-    channels = _channels(name, dims["c"], guesses)
+    channels = _channels(name, dims["c"] if _known(dims["c"]) else evidence.channels, guesses)
     height, width = _size(name, dims["h"], dims["w"], options, guesses)
-    scale, mean, std, bgr = _values(channels, options, guesses)
+    scale, mean, std, bgr = _values(channels, options, evidence, guesses)
     return Preprocessing(
-        height, width, channels, layout, np.dtype(dtype), scale, mean, std, bgr, _resize(options.resize), tuple(guesses)
+        *(height, width, channels, layout, np.dtype(dtype), scale, mean, std, bgr, _resize(options.resize)),
+        guesses=tuple(guesses),
+        facts=evidence.facts,
     )
 
 
-def _layout(name: str, shape: Sequence[int | str] | None, wanted: str) -> str:
-    """nchw or nhwc: where 1 or 3 sits."""
+def _layout(name: str, shape: Sequence[int | str] | None, wanted: str, shown: str | None) -> str:
+    """nchw or nhwc: what was asked for, or what the model shows, or where 1 or 3 sits."""
     if wanted not in LAYOUTS:
         raise UsageError(f"--layout {wanted}: choose from {', '.join(LAYOUTS)}.")
     if shape is None or len(shape) != 4:
@@ -196,6 +210,8 @@ def _layout(name: str, shape: Sequence[int | str] | None, wanted: str) -> str:
         )
     if wanted != "auto":
         return wanted
+    if shown is not None:
+        return shown
     fitting = [layout for layout, axis in (("nchw", 1), ("nhwc", 3)) if shape[axis] in (1, 3)]
     if len(fitting) == 1:
         return fitting[0]
@@ -211,8 +227,8 @@ def _layout(name: str, shape: Sequence[int | str] | None, wanted: str) -> str:
     )
 
 
-def _channels(name: str, given: int | str, guesses: list[str]) -> int:
-    if not _known(given):
+def _channels(name: str, given: int | str | None, guesses: list[str]) -> int:
+    if given is None:
         guesses.append(f"the input {name!r} does not say how many channels it takes: 3 assumed")
         return 3
     if given not in (1, 3):
@@ -244,20 +260,13 @@ def _size(
 
 
 def _values(
-    channels: int, options: Options, guesses: list[str]
+    channels: int, options: Options, evidence: Evidence, guesses: list[str]
 ) -> tuple[float, tuple[float, ...], tuple[float, ...], bool]:
     """(scale, mean, std, bgr): the preset's, overridden by what the caller says."""
     if options.preset is not None and options.preset not in PRESETS:
         raise UsageError(f"--preset {options.preset}: choose from {', '.join(PRESETS)}.")
-    partly = any(v is not None for v in (options.scale, options.mean, options.std))
-    base = options.preset or ("unit" if partly or channels == 1 else "imagenet")
-    if not options.preset and not partly:
-        guesses.append(
-            f"nothing said about the values: preset {base} assumed. If the network was trained otherwise, the maps are "
-            "wrong (--preset, --mean, --std, --scale, --bgr)"
-        )
-    preset = PRESETS[base]
-    bgr = options.bgr if options.bgr is not None else preset.bgr and channels == 3
+    preset = _preset(channels, options, evidence, guesses)
+    bgr = preset.bgr and channels == 3 if options.bgr is None else options.bgr
     if bgr and channels == 1:
         raise UsageError("--bgr: the model takes 1 channel (grey), which has no order. Leave --bgr out.")
     step = -1 if bgr else 1
@@ -272,6 +281,26 @@ def _values(
             "The mean counts in these units; for means of 0..255 add --scale 1."
         )
     return scale, mean, std, bgr
+
+
+def _preset(channels: int, options: Options, evidence: Evidence, guesses: list[str]) -> Preset:
+    """What the caller's own numbers override: the preset asked for, else what the model tells, else a guess."""
+    told = evidence.bgr if channels == 3 else False
+    if options.preset:
+        return PRESETS[options.preset]
+    if any(v is not None for v in (options.scale, options.mean, options.std)):
+        return PRESETS["unit"]._replace(bgr=bool(told))
+    if evidence.values is not None:
+        if told is None and options.bgr is None:
+            guesses.append("the model does not tell the order of its channels: RGB assumed (--bgr)")
+        scale, mean, text = evidence.values
+        return Preset(scale, (mean,), (1.0,), bool(told), text)
+    if evidence.preset is not None and channels == 3:
+        guesses.extend(f"{why}. {WRONG}" for why in evidence.assumptions)
+        return PRESETS[evidence.preset]
+    base = "unit" if channels == 1 else "imagenet"
+    guesses.append(f"nothing said about the values: preset {base} assumed. {WRONG}")
+    return PRESETS[base]._replace(bgr=bool(told))
 
 
 def _each(option: str, values: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -1,90 +1,167 @@
-"""Maps → pictures as the papers show them; photographs and maps side by side as a PNG file.
+"""Maps → pictures: as the papers print them, or signed, absolute and positive under colour maps, or over the photo.
 
-A picture is rows of panels: `panel` makes one out of a map, `compose` arranges them, `write` saves the result.
+`panels` makes the pictures of one map; `layout.compose` puts them beside the photograph.
 """
 
-import io
-import os
-import textwrap
-import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from PIL import Image
 
-from gbprewrite import files
-from gbprewrite.errors import DataError, OutputError
+from gbprewrite.errors import DataError, UsageError
 
 Array = npt.NDArray[Any]
 
-PERCENTILE = 99  # of |map|: the strongest 1% are clipped, so that a few hot pixels don't turn the rest grey
-PANEL = 320  # pixels that the longer side of a panel has at least; maps are enlarged by whole factors
-MARGIN, TITLE, HEADING = 16, 14, 20  # pixels: between panels, and the heights of the two kinds of text
-LINE = 1.5  # height of a line of text, in heights of its letters
+PERCENTILE = 99.0  # of |map|: the strongest 1% are clipped, so that a few hot pixels don't turn the rest grey
+OPACITY = 0.9  # of the strongest values over a photograph
+GREYS = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+# matplotlib's own list of diverging colour maps (its page "Choosing colormaps"); their middle is zero.
+DIVERGING = (
+    *("PiYG", "PRGn", "BrBG", "PuOr", "RdGy", "RdBu", "RdYlBu", "RdYlGn", "Spectral", "coolwarm", "bwr", "seismic"),
+    *("berlin", "managua", "vanimo"),
+)
 
 
-class Rendering(NamedTuple):
-    """How the maps of a method are shown; formula takes [H,W,C] and gives brightness 0..1 as [H,W,1 or C]."""
+class Bar(NamedTuple):
+    """The scale under a panel: colours from left to right, uint8 [1,256,3], and the values at both ends."""
 
-    title: str
-    formula: Callable[[Array], Array]
+    colours: Array
+    low: str
+    high: str
 
 
 class Panel(NamedTuple):
-    """One image of a picture: uint8 [H,W,3]."""
+    """One image of a picture: uint8 [H,W,3]; `bar` explains its colours, where they have a scale, and `short` is a
+    title for little room."""
 
     title: str
     pixels: Array
+    bar: Bar | None = None
+    short: str = ""
 
 
-class Row(NamedTuple):
-    """Panels beside each other under a heading."""
+class Show(NamedTuple):
+    """One way to see a map: [H,W,C] → one number for each pixel, under a colour map."""
 
-    heading: str
-    panels: Sequence[Panel]
-
-
-def around_grey(values: Array) -> Array:
-    """Zero is mid-grey, the sign and the colours stay: how Zeiler and Fergus 2013 and Springenberg et al. 2014 print
-    their reconstructions. One factor for all channels."""
-    brightness: Array = 0.5 + 0.5 * np.clip(values / _strongest(values), -1, 1)
-    return brightness
+    formula: Callable[[Array], Array]
+    colormap: str
+    signed: bool
+    text: str
 
 
-def magnitude(values: Array) -> Array:
-    """max over the channels of |dy/dx|, zero is black: the saliency map of Simonyan et al. 2013, section 3.1."""
-    largest = np.abs(values).max(axis=2, keepdims=True)
-    brightness: Array = np.clip(largest / _strongest(largest), 0, 1)
-    return brightness
+def _sum(values: Array) -> Array:
+    total: Array = values.sum(axis=2)
+    return total
 
 
-RENDERINGS = {
-    "guided": Rendering("guided backpropagation", around_grey),
-    "deconvnet": Rendering("deconvnet", around_grey),
-    "gradient": Rendering("gradient", magnitude),
+def _largest(values: Array) -> Array:
+    """Simonyan et al. 2013, section 3.1."""
+    largest: Array = np.abs(values).max(axis=2)
+    return largest
+
+
+def _positive(values: Array) -> Array:
+    largest: Array = np.maximum(values, 0).max(axis=2)
+    return largest
+
+
+SHOWS = {
+    "signed": Show(_sum, "RdBu_r", True, "the sum over the channels, with its sign"),
+    "absolute": Show(_largest, "inferno", False, "the largest channel of |map| (Simonyan et al. 2013)"),
+    "positive": Show(_positive, "inferno", False, "the largest channel of max(map, 0)"),
 }
 
 
-def panel(method: str, values: Array) -> Panel:
-    """The picture of one map of shape [H,W,C], C being 1 or 3 with red first.
+class Rendering(NamedTuple):
+    """How the maps of a method are printed in its paper: in colour around grey, or as one of `SHOWS`."""
 
-    Raises DataError when the map is not finite, as for a target that the network does not have.
+    title: str
+    show: str | None = None
+    colormap: str | None = None
+    overlay: str = "absolute"
+
+
+RENDERINGS = {
+    "guided": Rendering("guided backpropagation"),
+    "deconvnet": Rendering("deconvnet"),
+    "gradient": Rendering("gradient", "absolute", "gray"),
+}
+
+
+class Style(NamedTuple):
+    """How maps are shown; made by `style`."""
+
+    show: tuple[str, ...] = ("published",)
+    percentile: float = PERCENTILE
+    diverging: str | None = None
+    sequential: str | None = None
+    overlay: bool = False
+
+    def text(self) -> str:
+        """What is shown, and what full colour means."""
+        shown = [f"{s}: {SHOWS[s].text}" if s in SHOWS else f"{s}: as the method's paper prints it" for s in self.show]
+        return f"{'; '.join(shown)}; full colour is percentile {self.percentile:g} of |map|"
+
+
+def style(
+    show: Sequence[str] = (),
+    percentile: float | None = None,
+    colormaps: Sequence[str] = (),
+    overlay: bool = False,
+) -> Style:
+    """A style from what the caller says. Raises UsageError for what does not exist, or fits no map that is shown."""
+    shows = tuple(dict.fromkeys(show)) or ("published",)
+    unknown = [s for s in shows if s != "published" and s not in SHOWS]
+    if unknown:
+        raise UsageError(f"--show {unknown[0]}: choose from published, {', '.join(SHOWS)}.")
+    percentile = PERCENTILE if percentile is None else percentile
+    if not 0 < percentile <= 100:
+        raise UsageError(f"--percentile {percentile:g}: give a number above 0 and up to 100 (100 clips nothing).")
+    wanted = {SHOWS[s].signed for s in shows if s in SHOWS} | ({False} if overlay else set())
+    chosen: dict[bool, str] = {}
+    for name in colormaps:
+        if name not in matplotlib.colormaps:
+            raise UsageError(
+                f"--colormap {name}: matplotlib has no colour map of this name. Choose for example RdBu_r or coolwarm "
+                "for signed maps, viridis or gray for the others."
+            )
+        diverges = name.removesuffix("_r") in DIVERGING
+        if diverges not in wanted:
+            kind, others = ("diverging", "sequential") if diverges else ("sequential", "diverging")
+            advice = f"Choose a {others} one." if wanted else f"Add --show {'signed' if diverges else 'absolute'}."
+            raise UsageError(f"--colormap {name}: it is {kind}, and no map is shown that such colours fit. {advice}")
+        chosen[diverges] = name
+    return Style(shows, percentile, chosen.get(True), chosen.get(False), overlay)
+
+
+def panels(method: str, values: Array, photo: Array, chosen: Style | None = None) -> list[Panel]:
+    """The pictures of one map of shape [H,W,C], red first, beside or over the photograph, uint8 [H,W] or [H,W,3].
+
+    A map of another size than the photograph's is brought to it (bilinear). Raises DataError when the map is not
+    finite, as for a target that the network does not have.
     """
-    rendering = RENDERINGS[method]
+    chosen = chosen or Style()
+    rendering = RENDERINGS.get(method, Rendering(method, "absolute"))
     if not np.isfinite(values).all():
         raise DataError(
             f"the {rendering.title} map holds values that are not finite: the network overflowed on this image, or the "
             "explained class does not exist."
         )
-    values = values.astype(np.float64)
-    title = rendering.title if values.any() else f"{rendering.title} (zero everywhere)"
-    return Panel(title, _pixels(np.round(rendering.formula(values) * 255)))
+    values = _sized(values.astype(np.float64), photo.shape[0], photo.shape[1])
+    found: list[Panel] = []
+    for show in chosen.show:
+        found.append(_panel(rendering, values, show, chosen))
+        if chosen.overlay:
+            found.append(_overlaid(rendering, values, photo, show, chosen))
+    return [p._replace(short=p.title.replace(rendering.title, method, 1)) for p in found]
+
+
+def panel(method: str, values: Array, chosen: Style | None = None) -> Panel:
+    """The first picture of a map in its own size. Raises DataError as `panels`."""
+    return panels(method, values, values, (chosen or Style())._replace(overlay=False))[0]
 
 
 def photo(title: str, pixels: Array) -> Panel:
@@ -92,87 +169,83 @@ def photo(title: str, pixels: Array) -> Panel:
     return Panel(title, _pixels(pixels.reshape(*pixels.shape[:2], -1)))
 
 
-def compose(rows: Sequence[Row]) -> bytes:
-    """The picture as a PNG file's bytes: the same bytes for the same rows and versions of matplotlib and Pillow."""
-    scaled = [Row(row.heading, [Panel(p.title, _enlarged(p.pixels)) for p in row.panels]) for row in rows]
-    width = max(_row_width(row) for row in scaled)
-    headings = [textwrap.wrap(row.heading, _letters(width, HEADING)) for row in scaled]
-    heights = [_row_height(row, lines) for row, lines in zip(scaled, headings, strict=True)]
-    figure = Figure(figsize=(width / 100, (sum(heights) + MARGIN) / 100), dpi=100, facecolor="white")
-    canvas: Any = FigureCanvasAgg(figure)  # untyped in matplotlib
-    top = sum(heights) + MARGIN
-    for row, lines, height in zip(scaled, headings, heights, strict=True):
-        _draw(figure, row, lines, top)
-        top -= height
-    with warnings.catch_warnings():
-        # A label in a script that the font lacks shows boxes; the terminal has printed it in full.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        canvas.draw()
-    file = io.BytesIO()
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(file, "PNG")
-    return file.getvalue()
+def around_grey(values: Array, limit: float) -> Array:
+    """Zero is mid-grey, the sign and the colours stay: how Zeiler and Fergus 2013 and Springenberg et al. 2014 print
+    their reconstructions. ±limit in any channel is full brightness, 0 to 1."""
+    brightness: Array = 0.5 + 0.5 * np.clip(values / limit, -1, 1)
+    return brightness
 
 
-def write(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file whole or not at all, in a folder that need not exist. Raises OutputError."""
-    path, advice = Path(path), "Choose another place with -o DIR."
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror}. {advice}") from None
-    with files.whole(path, advice) as part:
-        part.write_bytes(data)
+def _panel(rendering: Rendering, values: Array, show: str, chosen: Style) -> Panel:
+    """As published, or under one of `SHOWS`."""
+    name = rendering.show if show == "published" else show
+    title = rendering.title if show == "published" else f"{rendering.title}, {show}"
+    if not values.any():
+        title += " (all zero)"
+    if name is None:
+        limit = strongest(values, chosen.percentile)
+        return Panel(title, _pixels(np.round(around_grey(values, limit) * 255)), _bar(GREYS, values, limit, True))
+    colours = _colours(name, chosen, rendering.colormap if show == "published" else None)
+    shares, bar = _scaled(SHOWS[name], values, colours, chosen.percentile)
+    return Panel(title, _coloured(shares, SHOWS[name].signed, colours), bar)
 
 
-def _strongest(values: Array) -> float:
+def _overlaid(rendering: Rendering, values: Array, photo: Array, show: str, chosen: Style) -> Panel:
+    """Colours over the grey photograph, the more opaque the stronger the map is."""
+    name = rendering.overlay if show == "published" else show
+    colours = _colours(name, chosen)
+    shares, bar = _scaled(SHOWS[name], values, colours, chosen.percentile)
+    grey = np.asarray(Image.fromarray(photo).convert("L"), np.float64)[:, :, None]
+    opacity = OPACITY * np.abs(shares)[:, :, None]
+    mixed = opacity * _coloured(shares, SHOWS[name].signed, colours) + (1 - opacity) * grey
+    return Panel(f"{rendering.title}, {name}, overlaid", _pixels(np.round(mixed)), bar)
+
+
+def _colours(show: str, chosen: Style, published: str | None = None) -> Array:
+    """The colour map, uint8 [256,3]."""
+    asked = chosen.diverging if SHOWS[show].signed else chosen.sequential
+    table = matplotlib.colormaps[asked or published or SHOWS[show].colormap].resampled(256)
+    colours: Array = table(np.arange(256), bytes=True)[:, :3]
+    return colours
+
+
+def _scaled(show: Show, values: Array, colours: Array, percentile: float) -> tuple[Array, Bar]:
+    """One number for each pixel, -1 or 0 to 1, and the scale that says what 1 is."""
+    numbers = show.formula(values)
+    limit = strongest(numbers, percentile)
+    return np.clip(numbers / limit, -1, 1), _bar(colours, numbers, limit, show.signed)
+
+
+def _bar(colours: Array, numbers: Array, limit: float, signed: bool) -> Bar:
+    """The scale of numbers that are shown up to a limit; ≥ where stronger ones were clipped."""
+    if not numbers.any():
+        return Bar(colours[None], "0", "0")
+    most, least = ("≥ ", "≤ ") if np.abs(numbers).max() > limit else ("", "")
+    return Bar(colours[None], f"{least}−{limit:.2g}" if signed else "0", f"{most}{limit:.2g}")
+
+
+def _coloured(shares: Array, signed: bool, colours: Array) -> Array:
+    positions = 0.5 + 0.5 * shares if signed else shares
+    picked: Array = colours[np.round(positions * 255).astype(int)]
+    return picked
+
+
+def _sized(values: Array, height: int, width: int) -> Array:
+    if values.shape[:2] == (height, width):
+        return values
+    planes = [
+        Image.fromarray(values[:, :, c].astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+        for c in range(values.shape[2])
+    ]
+    return np.stack([np.asarray(p, np.float64) for p in planes], axis=2)
+
+
+def strongest(values: Array, percentile: float = PERCENTILE) -> float:
     """The percentile of |values|, or their maximum where nearly all are zero, and never 0."""
     sizes = np.abs(values)
-    return float(np.percentile(sizes, PERCENTILE) or sizes.max() or 1)
+    return float(np.percentile(sizes, percentile) or sizes.max() or 1)
 
 
 def _pixels(values: Array) -> Array:
     """[H,W,1 or 3] → uint8 [H,W,3]."""
     return np.broadcast_to(values.astype(np.uint8), (*values.shape[:2], 3))
-
-
-def _enlarged(pixels: Array) -> Array:
-    factor = -(-PANEL // max(pixels.shape[:2]))
-    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def _row_width(row: Row) -> int:
-    return MARGIN + sum(int(p.pixels.shape[1]) + MARGIN for p in row.panels)
-
-
-def _row_height(row: Row, heading: Sequence[str]) -> int:
-    text = round(LINE * (HEADING * len(heading) + TITLE))
-    return MARGIN + text + max(int(p.pixels.shape[0]) for p in row.panels)
-
-
-def _letters(width: int, height: int) -> int:
-    """Letters that fit beside each other; those of DejaVu Sans are 0.6 as wide as high, on the safe side."""
-    return max(8, int((width - 2 * MARGIN) / (0.6 * height)))
-
-
-def _draw(figure: Figure, row: Row, heading: Sequence[str], top: float) -> None:
-    """A row whose upper edge lies `top` pixels above the figure's lower edge."""
-    y = top - MARGIN
-    for line in heading:
-        _text(figure, MARGIN, y, line, HEADING)
-        y -= LINE * HEADING
-    x = MARGIN
-    below = round(y - LINE * TITLE)
-    for title, pixels in row.panels:
-        height, width = pixels.shape[:2]
-        _text(figure, x, y, textwrap.shorten(title, _letters(width, TITLE), placeholder="..."), TITLE)
-        figure.figimage(pixels, x, below - height, origin="upper")
-        x += width + MARGIN
-
-
-def _text(figure: Figure, x: float, y: float, text: str, height: int) -> None:
-    """Text below and to the right of a point, in pixels; what a user's matplotlibrc could change is given."""
-    width, total = figure.get_size_inches() * 100
-    font = FontProperties(family="DejaVu Sans", size=height * 72 / 100)
-    figure.text(
-        x / width, y / total, text, va="top", ha="left", color="black", font=font, parse_math=False, usetex=False
-    )

@@ -19,6 +19,9 @@ from gbprewrite.errors import DataError, ModelError, RuntimeUnavailable, UsageEr
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 PROVIDERS = {"auto": (CUDA, CPU), "cuda": (CUDA, CPU), "cpu": (CPU,)}
 INSTALL = "pip install 'gbprewrite[gpu]' (NVIDIA) or pip install 'gbprewrite[cpu]'"
+# The weights of a fully connected layer are used forwards and backwards, and onnxruntime would keep packed copies for
+# both: 0.6 GB in VGG16. Without them it takes the same time (`python -m tests.bench`).
+UNPACKED = ("session.disable_prepacking", "1")
 WARNINGS, FATAL = 2, 4  # onnxruntime's log severities: its default, and ours, since errors are raised as well
 
 
@@ -36,12 +39,14 @@ class Session:
         *,
         optimise: bool = True,
         tf32: bool = True,
+        threads: int = 0,
     ) -> None:
         """Load a model (from a path when it is larger than a protobuf message may be).
 
         `optimise` turns onnxruntime's graph optimisations on, `tf32` lets CUDA round float32 factors to 10 bits (its
-        default). Raises UsageError for an unknown provider, RuntimeUnavailable when there is no onnxruntime or CUDA
-        does not load, ModelError when onnxruntime refuses the model.
+        default), `threads` is how many the CPU provider uses (0: one for each core). Raises UsageError for an unknown
+        provider, RuntimeUnavailable when there is no onnxruntime or CUDA does not load, ModelError when onnxruntime
+        refuses the model.
         """
         if not isinstance(provider, str) or provider not in PROVIDERS:
             raise UsageError(f"provider {provider!r} is unknown. Choose from {', '.join(PROVIDERS)}.")
@@ -56,6 +61,8 @@ class Session:
             )
         options = ort.SessionOptions()
         options.log_severity_level = FATAL
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry(*UNPACKED)
         if not optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if CUDA in wanted and built:

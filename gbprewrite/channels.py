@@ -1,0 +1,115 @@
+"""Where the channels are: the feature tensors between an input and the score, and the channel axis of each.
+
+Conv and its like take their channels on axis 1; what moves or changes values one by one hands the axis on, forwards
+and backwards. So the axis is also known of the input of a channels-last network, whose Transpose comes first.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import onnx_graphsurgeon as gs
+
+from gbprewrite import policies, select
+from gbprewrite.errors import ModelError, UsageError
+from gbprewrite.select import Selection
+from gbprewrite.tensors import Tensor, is_float
+
+WINDOWED = (
+    *("BatchNormalization", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "DepthToSpace", "GroupNormalization"),
+    *("InstanceNormalization", "LRN", "QLinearConv", "SpaceToDepth", *policies.POOLS),
+)
+# Axis by axis, output and inputs of equal rank are the same thing.
+ALIGNED = (
+    *("Abs", "Add", "Cast", "Concat", "DequantizeLinear", "Div", "Dropout", "Erf", "Exp", "Identity", "Max", "Mean"),
+    *("Min", "Mul", "Neg", "Pad", "Pow", "QuantizeLinear", "Resize", "Saturation", "Slice", "Split", "Sqrt", "Sub"),
+    *("Sum", "Upsample", "Where", *policies.ACTIVATIONS, *policies.RECTIFIERS),
+)
+
+
+class FeatureLayer(NamedTuple):
+    """A tensor of feature maps, the axis of its channels, and those of each input, by id()."""
+
+    tensor: Tensor
+    channel_axis: int
+    of_inputs: dict[int, int]
+
+    @property
+    def spatial_axes(self) -> list[int]:
+        """All axes but the batch and the channels."""
+        return [a for a in range(1, len(self.tensor.shape)) if a != self.channel_axis]
+
+
+def feature_layer(graph: gs.Graph, chosen: Selection, name: str | None) -> FeatureLayer:
+    """The named layer, or the last one before the score with more than one position: the one before a global pool.
+
+    Raises UsageError for a name that is no such layer, ModelError where the model has none or an input of another rank.
+    """
+    axes = _channel_axes(chosen.nodes)
+    found = _named(graph, chosen, name) if name else _last(chosen, axes)
+    for x in chosen.inputs:
+        if len(x.shape) != len(found.shape):
+            raise ModelError(
+                f"Grad-CAM at {found.name!r} {found.shape} gives no map of the input {x.name!r} {x.shape}, which has "
+                "another rank. Choose an input with --input NAME, or a layer with --cam-layer NAME."
+            )
+    return FeatureLayer(found, axes.get(id(found), 1), {id(x): axes.get(id(x), 1) for x in chosen.inputs})
+
+
+def _last(chosen: Selection, axes: dict[int, int]) -> Tensor:
+    read = {id(t) for node in chosen.nodes for t in node.inputs}
+    for tensor in (t for node in reversed(chosen.nodes) for t in node.outputs):
+        if id(tensor) in axes and id(tensor) in read and tensor is not chosen.score and _is_spatial(tensor):
+            sizes = [s for a, s in enumerate(tensor.shape) if a not in (0, axes[id(tensor)])]
+            if any(size != 1 for size in sizes):
+                return tensor
+    raise ModelError(
+        f"Grad-CAM needs a layer of feature maps (channels and positions, as a convolution makes them), and there is "
+        f"none between the input and the score {chosen.score.name!r}. Name a tensor with --cam-layer NAME, or use "
+        "another --method."
+    )
+
+
+def _named(graph: gs.Graph, chosen: Selection, name: str) -> Tensor:
+    tensor = select.named(graph, name, "--cam-layer")
+    if not any(tensor is t for node in chosen.nodes for t in node.outputs) or tensor is chosen.score:
+        raise UsageError(
+            f"--cam-layer {name}: it does not lie between the input and the score {chosen.score.name!r}. "
+            "'gbprewrite layers MODEL' lists what does."
+        )
+    if not _is_spatial(tensor):
+        raise UsageError(
+            f"--cam-layer {name}: it has shape {tensor.shape}, and Grad-CAM needs feature maps: a batch, channels, and "
+            "one or more axes of positions. 'gbprewrite layers MODEL' lists the shapes."
+        )
+    return tensor
+
+
+def _is_spatial(tensor: Tensor) -> bool:
+    return is_float(tensor) and tensor.shape is not None and len(tensor.shape) > 2
+
+
+def _channel_axes(nodes: Sequence[gs.Node]) -> dict[int, int]:
+    """id() of a tensor → axis of its channels, wherever an operator on the way tells."""
+    known: dict[int, int] = {}
+    for ordered in (nodes, nodes[::-1], nodes):
+        for node in ordered:
+            for a, b, perm in _links(node):
+                if perm is None:
+                    known.setdefault(id(a), 1)
+                    known.setdefault(id(b), 1)
+                elif id(a) in known:
+                    known.setdefault(id(b), perm.index(known[id(a)]))
+                elif id(b) in known:
+                    known[id(a)] = perm[known[id(b)]]
+    return known
+
+
+def _links(node: gs.Node) -> Iterator[tuple[Tensor, Tensor, list[int] | None]]:
+    """(input, output, which axis of the input each axis of the output is); None: channels on axis 1 in both."""
+    if node.op in WINDOWED:
+        yield node.inputs[0], node.outputs[0], None
+        return
+    for y in (t for t in node.outputs if node.op in ("Transpose", *ALIGNED) and t.shape is not None):
+        rank = len(y.shape)
+        perm = list(range(rank)) if node.op in ALIGNED else list(node.attrs.get("perm") or range(rank)[::-1])
+        yield from ((x, y, perm) for x in node.inputs if x.shape is not None and len(x.shape) == rank > 2)

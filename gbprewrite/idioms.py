@@ -1,0 +1,306 @@
+"""Activations that are written as several nodes, or under another operator's name, become one node of the view."""
+
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from gbprewrite.shapes import constant_of, same_shape
+from gbprewrite.tensors import numpy_dtype
+
+RAMP = "gbprewrite_ramp"  # attribute of a Clip, Max or Relu that is the ramp inside a hard-sigmoid
+RAISED = "gbprewrite_idiom"  # attribute of a raised node: how the source spells it
+
+
+def raise_idioms(graph: gs.Graph) -> None:
+    """Recognise activations that are written as several nodes, or under another operator's name.
+
+    Larger idioms come first: the Clip inside a hard-swish must be gone before a Clip is asked whether it is a ReLU6.
+    """
+    for recognise in (_hard, _silu, _gelu_erf, _gelu_tanh, _mish, _relu6, _max_relu, _softmax):
+        for node in graph.nodes:
+            recognise(node)
+
+
+def _become(node: gs.Node, op: str, x: gs.Tensor, idiom: str, *more: gs.Tensor, **attrs: Any) -> None:
+    node.op, node.attrs = op, {**attrs, RAISED: idiom}
+    node.inputs = [x, *more]
+
+
+def scalar(t: gs.Tensor) -> float | None:
+    """The value of a constant of one element, else None."""
+    value = constant_of(t)
+    return float(value.ravel()[0]) if value is not None and value.size == 1 else None
+
+
+def producer(t: gs.Tensor) -> gs.Node | None:
+    """The node that makes a tensor, if any."""
+    return t.inputs[0] if isinstance(t, gs.Variable) and t.inputs else None
+
+
+def _with_scalar(node: gs.Node | None, *ops: str) -> tuple[gs.Tensor, float] | None:
+    """(x, c) when the node computes x ∘ c, or c ∘ x, with a scalar constant c; Div only as x / c."""
+    if node is None or node.op not in ops or len(node.inputs) != 2:
+        return None
+    for x, c in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+        value = scalar(c)
+        if value is not None and not isinstance(x, gs.Constant):
+            return x, value
+        if node.op in ("Div", "Pow", "Sub"):
+            break
+    return None
+
+
+def _ramp(t: gs.Tensor) -> tuple[gs.Tensor, float, float] | None:
+    """(x, c, top) when t = clip(x + c, 0, top) with 0 < c < top: the ramp inside a hard-sigmoid."""
+    node = producer(t)
+    if node is None:
+        return None
+    if node.op == "Clip" and len(node.inputs) == 3:
+        low, top, source = scalar(node.inputs[1]), scalar(node.inputs[2]), node.inputs[0]
+    else:
+        bounded = _with_scalar(node, "Min")
+        inner = producer(bounded[0]) if bounded else None
+        if bounded is None or inner is None:
+            return None
+        zero = _with_scalar(inner, "Max")
+        if inner.op == "Relu":
+            low, top, source = 0.0, bounded[1], inner.inputs[0]
+        elif zero is not None:
+            low, top, source = zero[1], bounded[1], zero[0]
+        else:
+            return None
+    shifted = _with_scalar(producer(source), "Add")
+    if shifted is None or low != 0 or top is None or not 0 < shifted[1] < top:
+        return None
+    return shifted[0], shifted[1], top
+
+
+def _scaled_ramp(t: gs.Tensor) -> tuple[gs.Tensor, float, float, float] | None:
+    """(x, α, β, top) when t = clip(αx + β, 0, top) with top near 1: a hard-sigmoid in any of its spellings."""
+    node = producer(t)
+    if node is not None and node.op == "HardSigmoid":
+        return node.inputs[0], node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5), 1.0
+    ramp = _ramp(t)
+    if ramp and abs(ramp[2] - 1) < 1e-3:
+        inner = _with_scalar(producer(ramp[0]), "Mul", "Div")
+        if inner:
+            times = inner[1] if producer(ramp[0]).op == "Mul" else 1 / inner[1]  # type: ignore[union-attr]
+            return inner[0], times, ramp[1], ramp[2]
+        return ramp[0], 1.0, ramp[1], ramp[2]
+    factor = _with_scalar(node, "Mul", "Div")
+    if factor and node is not None:
+        scale = factor[1] if node.op == "Mul" else 1 / factor[1]
+        ramp = _ramp(factor[0])
+        if ramp and abs(scale * ramp[2] - 1) < 1e-3:
+            return ramp[0], scale, ramp[1] * scale, ramp[2] * scale
+    return None
+
+
+def _hard(node: gs.Node) -> None:
+    """Hard-swish x·clip(x+3, 0, 6)/6 in its groupings, then hard-sigmoid."""
+    if node.op not in ("Mul", "Div", "Clip", "Min"):
+        return
+    if node.op == "Mul" and len(node.inputs) == 2:
+        for x, gate in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+            found = _scaled_ramp(gate)
+            if found and found[0] is x and _close(found[1], 1 / 6) and _close(found[2], 0.5):
+                return _become(node, "HardSwish", x, "x · hard-sigmoid(x)")
+    factor = _with_scalar(node, "Mul", "Div")
+    if factor:
+        scale = factor[1] if node.op == "Mul" else 1 / factor[1]
+        product = producer(factor[0])
+        if product is not None and product.op == "Mul" and len(product.inputs) == 2:
+            for x, gate in ((product.inputs[0], product.inputs[1]), (product.inputs[1], product.inputs[0])):
+                ramp = _ramp(gate)
+                if ramp and ramp[0] is x and ramp[1] == 3 and ramp[2] == 6 and _close(scale, 1 / 6):
+                    return _become(node, "HardSwish", x, "x · clip(x + 3, 0, 6) / 6")
+    found = _scaled_ramp(node.outputs[0])
+    if found and node.op != "HardSigmoid":
+        x, alpha, beta, top = found
+        if _close(top, 1):
+            _become(node, "HardSigmoid", x, "clip(αx + β, 0, 1)", alpha=alpha, beta=beta, from_x=1)
+        else:
+            _mark_ramp(node)
+    return None
+
+
+def _close(a: float, b: float) -> bool:
+    """Equal to float32's rounding: what is only similar keeps its own derivative."""
+    return abs(a - b) <= 1e-6 * abs(b)
+
+
+def _mark_ramp(node: gs.Node | None) -> None:
+    """A ramp with constants that are a little off is no HardSigmoid; its parts keep their rules, and are no ReLU."""
+    while node is not None and node.op in ("Mul", "Div", "Min", "Max", "Relu", "Clip"):
+        if node.op in ("Min", "Max", "Relu", "Clip"):
+            node.attrs[RAMP] = True
+        node = next((p for p in map(producer, node.inputs) if p is not None), None)
+
+
+def _silu(node: gs.Node) -> None:
+    """x · sigmoid(x)"""
+    if node.op != "Mul" or len(node.inputs) != 2:
+        return
+    for x, gate in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+        inner = producer(gate)
+        if inner is not None and inner.op == "Sigmoid" and inner.inputs[0] is x:
+            return _become(node, "Swish", x, "x · sigmoid(x)", alpha=1.0)
+    return None
+
+
+def _factors(t: gs.Tensor) -> tuple[list[gs.Tensor], float]:
+    """A product (Mul, and Div by a constant) taken apart: its variable factors and its constant one."""
+    scale, todo = 1.0, [t]
+    found: list[gs.Tensor] = []
+    while todo:
+        current = todo.pop()
+        node = producer(current)
+        value = scalar(current)
+        if value is not None:
+            scale *= value
+        elif node is not None and node.op == "Mul" and len(found) + len(todo) < 6:
+            todo += list(node.inputs)
+        elif node is not None and node.op == "Div" and scalar(node.inputs[1]):
+            scale /= scalar(node.inputs[1])  # type: ignore[operator]
+            todo.append(node.inputs[0])
+        else:
+            found.append(current)
+    return found, scale
+
+
+def _half_one_plus(node: gs.Node, inner_op: str) -> tuple[gs.Tensor, gs.Node] | None:
+    """(x, inner) when the node computes x/2 · (1 + inner(...)), in any grouping."""
+    if node.op not in ("Mul", "Div"):
+        return None
+    factors, scale = _factors(node.outputs[0])
+    if len(factors) != 2 or abs(scale - 0.5) > 1e-6:
+        return None
+    for x, sum_ in ((factors[0], factors[1]), (factors[1], factors[0])):
+        plus_one = _with_scalar(producer(sum_), "Add")
+        inner = producer(plus_one[0]) if plus_one and plus_one[1] == 1 else None
+        if inner is not None and inner.op == inner_op:
+            return x, inner
+    return None
+
+
+def _gelu_erf(node: gs.Node) -> None:
+    """x/2 · (1 + erf(x/√2))"""
+    found = _half_one_plus(node, "Erf")
+    if found:
+        x, inner = found
+        factors, scale = _factors(inner.inputs[0])
+        if len(factors) == 1 and factors[0] is x and abs(scale - 0.5**0.5) < 1e-5:
+            _become(node, "Gelu", x, "x/2 · (1 + erf(x/√2))", approximate="none")
+
+
+def _gelu_tanh(node: gs.Node) -> None:
+    """x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))"""
+    found = _half_one_plus(node, "Tanh")
+    if not found:
+        return
+    x, inner = found
+    factors, scale = _factors(inner.inputs[0])
+    if len(factors) != 1 or abs(scale - (2 / np.pi) ** 0.5) > 1e-5:
+        return
+    total = producer(factors[0])
+    if total is None or total.op != "Add":
+        return
+    for linear, cubic in ((total.inputs[0], total.inputs[1]), (total.inputs[1], total.inputs[0])):
+        powers, weight = _factors(cubic)
+        cube = _with_scalar(producer(powers[0]), "Pow") if len(powers) == 1 else None
+        is_cube = (cube and cube[0] is x and cube[1] == 3) or (len(powers) == 3 and all(p is x for p in powers))
+        if linear is x and is_cube and abs(weight - 0.044715) < 1e-6:
+            return _become(node, "Gelu", x, "x/2 · (1 + tanh(√(2/π)(x + 0.044715x³)))", approximate="tanh")
+
+
+def _mish(node: gs.Node) -> None:
+    """x · tanh(softplus(x))"""
+    if node.op != "Mul" or len(node.inputs) != 2:
+        return
+    for x, gate in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+        inner = producer(gate)
+        soft = producer(inner.inputs[0]) if inner is not None and inner.op == "Tanh" else None
+        if soft is not None and soft.op == "Softplus" and soft.inputs[0] is x:
+            return _become(node, "Mish", x, "x · tanh(softplus(x))")
+    return None
+
+
+def _relu6(node: gs.Node) -> None:
+    """min(max(x, 0), 6), max(min(x, 6), 0) and min(relu(x), 6), with any positive constant for 6"""
+    outer = _with_scalar(node, "Min", "Max")
+    inner = producer(outer[0]) if outer else None
+    if outer is None or inner is None or RAMP in node.attrs:
+        return
+    if node.op == "Min" and inner.op == "Relu":
+        x, least, most = inner.inputs[0], 0.0, outer[1]
+    else:
+        x, bound = _with_scalar(inner, "Max" if node.op == "Min" else "Min") or (None, 0.0)
+        least, most = (bound, outer[1]) if node.op == "Min" else (outer[1], bound)
+    if x is not None and least == 0 < most and same_shape(x, node.outputs[0]):
+        zero = gs.Constant(f"{node.name}/zero", np.zeros((), numpy_dtype(x)))
+        top = next(c for c in (node if node.op == "Min" else inner).inputs if scalar(c) is not None)
+        _become(node, "Clip", x, f"{node.op} of {inner.op}", zero, top)
+
+
+def _max_relu(node: gs.Node) -> None:
+    """max(x, 0), and where(x > 0, x, 0)"""
+    if node.op == "Max" and len(node.inputs) == 2 and RAMP not in node.attrs:
+        for x, zero in (node.inputs, node.inputs[::-1]):
+            if _is_zero(zero) and not isinstance(x, gs.Constant) and same_shape(x, node.outputs[0]):
+                return _become(node, "Relu", x, "Max(x, 0)")
+    if node.op == "Where" and _is_zero(node.inputs[2]):
+        test = producer(node.inputs[0])
+        if test is not None and test.op in ("Greater", "GreaterOrEqual"):
+            against = _with_scalar(test, test.op)
+            if against and against == (node.inputs[1], 0.0) and test.inputs[0] is against[0]:
+                return _become(node, "Relu", node.inputs[1], "Where(x > 0, x, 0)")
+    return None
+
+
+def _softmax(node: gs.Node) -> None:
+    """e / Σ e, or z - log Σ e, of e = exp(z) and z = x - m with any m that all classes share, or z = x"""
+    if node.op not in ("Div", "Sub") or len(node.inputs) != 2:
+        return
+    total = producer(_unstretched(node.inputs[1]))
+    if node.op == "Sub":
+        total = producer(_unstretched(total.inputs[0])) if total is not None and total.op == "Log" else None
+    axes = constant_of(total.inputs[1]) if total is not None and total.op == "ReduceSum" and total.inputs[1:] else None
+    summed = producer(total.inputs[0]) if total is not None and axes is not None and axes.size == 1 else None
+    if axes is None or summed is None or summed.op != "Exp" or summed.outputs[0].shape is None:
+        return
+    x, axis = summed.inputs[0], int(axes.ravel()[0]) % len(summed.outputs[0].shape)
+    above = summed.outputs[0] if node.op == "Div" else x
+    if node.inputs[0] is not above or not _same_along(node.inputs[1], axis, above):
+        return
+    shifted = producer(x)
+    if shifted is not None and shifted.op == "Sub" and _same_along(shifted.inputs[1], axis, x):
+        x = shifted.inputs[0]
+    if same_shape(x, node.outputs[0]):
+        name, idiom = {"Div": ("Softmax", "exp / Σ exp"), "Sub": ("LogSoftmax", "x - log Σ exp")}[node.op]
+        _become(node, name, x, idiom, axis=axis)
+
+
+def _unstretched(t: gs.Tensor) -> gs.Tensor:
+    """The tensor before what only repeats it or gives it axes of size 1 (and before stop_gradient, an Identity)."""
+    node = producer(t)
+    while node is not None and node.op in ("Expand", "Identity", "Reshape", "Unsqueeze"):
+        t, node = node.inputs[0], producer(node.inputs[0])
+    return t
+
+
+def _same_along(t: gs.Tensor, axis: int, x: gs.Tensor) -> bool:
+    """Whether t, stretched to the shape of x, has one value along an axis."""
+    while t.shape is not None and x.shape is not None and len(t.shape) == len(x.shape):
+        if t.shape[axis] == 1:
+            return True
+        node = producer(t)
+        if node is None or node.op not in ("Expand", "Identity"):
+            return False
+        t = node.inputs[0]
+    return False
+
+
+def _is_zero(t: gs.Tensor) -> bool:
+    value = constant_of(t)
+    return value is not None and value.size > 0 and not value.any()

@@ -1,0 +1,102 @@
+"""What can be named inside a model: the tensors between its inputs and its score, in order."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import onnx_graphsurgeon as gs
+from onnx import ModelProto
+
+from gbprewrite import differentiate, policies, select
+from gbprewrite.convert import blaming, load
+from gbprewrite.graft import restore
+from gbprewrite.normalise import normalise
+from gbprewrite.tensors import Tensor, is_float
+from gbprewrite.view import view
+
+# These hand on the units that they are given, in another place or type.
+MOVES = (*policies.MOVES, "Dropout", "Flatten", "Pad")
+NORMALISATIONS = (
+    *("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization"),
+    *("LpNormalization", "RMSNormalization"),
+)
+AFFINE = ("Add", "Div", "Mul", "Sub")
+
+
+class Layer(NamedTuple):
+    """A tensor that can be explained: its name, the operator and the name of the node that makes it, and its shape, "?"
+    where the model does not name a dimension."""
+
+    name: str
+    operator: str
+    node: str
+    shape: tuple[int | str, ...]
+
+
+def layers(model: str | os.PathLike[str] | ModelProto, score: str | None = None, *, every: bool = False) -> list[Layer]:
+    """The float tensors of two axes or more on the way from the inputs to the score, from input to output.
+
+    Args:
+        model: an ONNX file or a ModelProto; of a converted one the source part is looked at.
+        score: the output or inner tensor that the way leads to; by default every output.
+        every: also what another row stands for: tensors that only a normalisation, a bias or an activation reads (the
+            stage's end is listed), and those that are moved units of an earlier one (Reshape, Transpose, Pad).
+
+    Raises:
+        UsageError: an unknown score.
+        ModelError: no ONNX model, or one that has no float input.
+    """
+    with blaming(model):
+        normal = normalise(restore(load(model, replace=None)))
+        graph = view(normal)
+        inputs = select.input_tensors(graph, normal)
+        ends = graph.outputs if score is None else [select.named(graph, score)]
+        nodes = {id(n): n for end in ends for n in differentiate.path(graph, inputs, end)}
+        way = [n for n in graph.nodes if id(n) in nodes]
+        return [
+            Layer(t.name, n.op, n.name, tuple(map(_dimension, t.shape)))
+            for n, t in _tensors(way, nodes, ends)
+            if every or not (_moved(n) or _goes_on(t, nodes))
+        ]
+
+
+def _tensors(
+    way: Sequence[gs.Node], nodes: Mapping[int, gs.Node], ends: Sequence[Tensor]
+) -> Iterator[tuple[gs.Node, Tensor]]:
+    """Each node on the way with each of its outputs that has units and leads further, or is an end."""
+    wanted = {id(t) for t in ends}
+    for node in way:
+        for tensor in node.outputs:
+            needed = id(tensor) in wanted or any(id(c) in nodes for c in tensor.outputs)
+            if needed and is_float(tensor) and tensor.shape is not None and len(tensor.shape) >= 2:
+                yield node, tensor
+
+
+def _dimension(size: int | str | None) -> int | str:
+    """A number, the model's own name, or "?"; "unk__0" and so on are shape inference's names."""
+    return size if isinstance(size, int) else "?" if size is None or size.startswith("unk__") else size
+
+
+def _moved(node: gs.Node) -> bool:
+    """Whether a node's units are those of an input, or of a tensor that can be named itself."""
+    return node.op in MOVES and is_float(node.inputs[0])
+
+
+def _goes_on(tensor: Tensor, nodes: Mapping[int, gs.Node]) -> bool:
+    """Whether everything that reads a tensor belongs to the stage that it begins."""
+    readers = [n for n in tensor.outputs if id(n) in nodes]
+    return bool(readers) and all(_belongs(n, nodes) for n in readers)
+
+
+def _belongs(node: gs.Node, nodes: Mapping[int, gs.Node]) -> bool:
+    if not is_float(node.outputs[0]):  # quantised: a network that computes in floats reads what is dequantised
+        readers = [n for n in node.outputs[0].outputs if id(n) in nodes]
+        return bool(readers) and all(n.op == "DequantizeLinear" or _belongs(n, nodes) for n in readers)
+    if node.op in MOVES:
+        return _goes_on(node.outputs[0], nodes)
+    found = policies.nonlinearity(node)
+    return (
+        node.op in NORMALISATIONS
+        or (node.op in AFFINE and any(isinstance(t, gs.Constant) for t in node.inputs))
+        or (found is not None and found.role in ("rectifier", "activation", "gate"))
+    )

@@ -1,0 +1,74 @@
+"""A ModelProto whose weights lie in another file, as onnx.load(path, load_external_data=False) gives it."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+import gbprewrite
+from gbprewrite import modelfile
+from tests.small import model, normal, run
+
+TEXT = """g (float[N, 3, 8, 8] x) => (float[N, 6] y) {
+    a = Conv (x, w, b) r = Relu (a) f = Reshape (r, shape) y = MatMul (f, m) }"""
+WEIGHTS = {"w": normal(8, 3, 3, 3), "b": normal(8), "shape": np.array([0, 288]), "m": normal(288, 6)}
+
+
+def source(folder: Path, threshold: int) -> onnx.ModelProto:
+    """A model in the folder, whose weights of at least `threshold` bytes lie in a file beside it; without them."""
+    whole = model(TEXT, **WEIGHTS)
+    onnx.save(
+        whole, folder / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=threshold,
+        convert_attribute=False,
+    )  # fmt: skip
+    return onnx.load(folder / "m.onnx", load_external_data=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "source"
+    made.mkdir()
+    return made
+
+
+def test_weights_stay_references(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = source(folder, 100)
+    assert [t.name for t in modelfile.references(given)] == ["w", "m"]
+    monkeypatch.chdir(folder.parent)  # where no file of that name is
+    built = gbprewrite.convert(given, ("gradient", "guided"), "seed")
+    assert {t.name for t in modelfile.references(built)} == {"w", "m"}
+    modelfile.save(built, folder / "converted.onnx")
+    feeds = {"x": normal(2, 3, 8, 8), "seed": normal(2, 6, seed=1)}
+    session = ort.InferenceSession(str(folder / "converted.onnx"), providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    found = dict(zip(names, session.run(None, feeds), strict=True))
+    for name, value in run(gbprewrite.convert(model(TEXT, **WEIGHTS), ("gradient", "guided"), "seed"), **feeds).items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_values_that_decide_are_asked_for(folder: Path) -> None:
+    with pytest.raises(gbprewrite.ModelError, match=r"'shape' \(shape \[2\]\) is needed.*'m.data'.*onnx.load\(path\)"):
+        gbprewrite.convert(source(folder, 0), "gradient", "seed")
+    with pytest.raises(gbprewrite.ModelError, match="'shape'"):
+        gbprewrite.inspect(source(folder, 0))
+    assert gbprewrite.convert(folder / "m.onnx", "gradient", "seed").graph.output[1].name == "x_gradient"
+
+
+@pytest.mark.parametrize("there", ["nothing", "a shorter file"])
+def test_references_that_lead_nowhere_are_not_written(folder: Path, tmp_path: Path, there: str) -> None:
+    built = gbprewrite.convert(source(folder, 100), "gradient", "seed")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if there == "a shorter file":
+        (elsewhere / "m.data").write_bytes(bytes(10))
+    with pytest.raises(gbprewrite.ModelError, match=r"'w' lies in the file 'm.data'.*elsewhere has no such file"):
+        modelfile.save(built, elsewhere / "converted.onnx")
+    assert not (elsewhere / "converted.onnx").exists()
+
+
+def test_inspect_needs_no_weights(folder: Path) -> None:
+    seen = gbprewrite.inspect(source(folder, 100))
+    assert [n["kind"] for n in seen.nonlinearities] == ["Relu"]
+    assert seen.parameters == sum(v.size for v in WEIGHTS.values())
