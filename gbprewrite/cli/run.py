@@ -28,7 +28,8 @@ from gbprewrite.runtime.explainer import load_converted
     multiple=True,
     required=True,
     help="An input as NAME=x.npy (x.npy alone where there is one input), repeatable; or an .npz whose keys are the "
-    "input names. A run-time target or seed is given in the same way.",
+    "input names. A run-time target or seed, a baseline, or SmoothGrad's noise (which is drawn if it is not given) is "
+    "given in the same way.",
 )
 @output_option("CONVERTED's name with .npz for .onnx, beside it")
 @provider_option

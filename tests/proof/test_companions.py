@@ -15,12 +15,11 @@ import pytest
 import gbprewrite
 from gbprewrite import reference
 from gbprewrite.report import read_record
-from tests.oracle.torch_oracle import relative_l2
-from tests.proof import torch_setup  # noqa: F401  (torch and torchvision, or a skip: before zoo)
-
-from tests.proof import zoo  # isort: skip
-from tests.proof.torch_setup import torch
+from tests.proof.torch_setup import torch  # torch and torchvision, or a skip: before zoo
 from tests.small import run
+
+from tests.oracle.torch_oracle import relative_l2  # isort: skip
+from tests.proof import zoo  # isort: skip
 
 captum = pytest.importorskip("captum.attr", reason="the proofs of companion methods need captum: pip install captum")
 
