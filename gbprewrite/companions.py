@@ -267,8 +267,12 @@ def settings(given: Mapping[str, Any], methods: Sequence[str]) -> Settings:
 
 def layer_for(graph: gs.Graph, chosen: Selection, methods: Sequence[str], settings: Settings) -> FeatureLayer | None:
     """Grad-CAM's layer, if a method needs one. Raises as `feature_layer`."""
-    needed = set(READ_BY["cam_layer"]) & set(methods)
-    return feature_layer(graph, chosen, settings.cam_layer) if needed else None
+    return feature_layer(graph, chosen, settings.cam_layer) if reads_layer(methods) else None
+
+
+def reads_layer(methods: Sequence[str]) -> bool:
+    """Whether a method needs the cotangent of an inner layer."""
+    return not set(READ_BY["cam_layer"]).isdisjoint(methods)
 
 
 class Given(NamedTuple):

@@ -36,14 +36,20 @@ def blaming(model: str | os.PathLike[str] | ModelProto) -> Iterator[None]:
         try:
             onnx.checker.check_model(modelfile.checkable(load(model, replace=None)))
         except Exception as flaw:
+            if "Field 'shape' of 'type' is required" in str(flaw):  # an output without a shape gets one
+                raise _defect(error) from error
             raise ModelError(
                 f"the model is not valid ONNX: {str(flaw).strip().splitlines()[0]} Export it again; "
                 "onnx.checker.check_model shows the flaw."
             ) from error
-        raise ModelError(
-            f"the model can't be worked on ({type(error).__name__}: {error}). It passes onnx.checker, so either its "
-            "values contradict each other, or this is a defect of gbprewrite: please report it with the model."
-        ) from error
+        raise _defect(error) from error
+
+
+def _defect(error: Exception) -> ModelError:
+    return ModelError(
+        f"the model can't be worked on ({type(error).__name__}: {error}). It passes onnx.checker, so either its "
+        "values contradict each other, or this is a defect of gbprewrite: please report it with the model."
+    )
 
 
 def convert(
@@ -134,13 +140,14 @@ def convert(
     with blaming(model):
         source = load(model, replace)
         facts = report.source_facts(source) | {"options": {**options, **settings._asdict()}}
+        declared = [report.value_row(o) for o in source.graph.output]
         if replace:  # a source part has the source's history
             facts |= {"source": (report.read_record(load(model, None)) or facts)["source"]}
         try:
             result, record = _converted(source, settings, **options)
         except UnsupportedOperators as error:
             raise UnsupportedOperators(error.obstacles, modelfile.unsettled(source)) from None
-        flaw = check(result, lambda: load(model, replace))
+        flaw = check(result, lambda: load(model, replace)) or report.corrections(declared, result)
         report.write_record(result, facts | record | {"flaw": flaw})
     return result
 
@@ -163,7 +170,7 @@ def _converted(
     """The converted model, still without its record; and the record."""
     methods, wanted = method, seed.parse(target)
     result = normalise(source, opset)
-    graph = view(result)
+    graph = view(result, rearrange=not companions.reads_layer(methods))
     declare_outputs(result, graph)
     chosen = select.select(graph, result, score, inputs, class_axis, through_softmax, opset_of(result))
     everywhere = list(differentiate.with_branches(chosen.nodes, chosen.inputs))
@@ -255,6 +262,8 @@ def load(model: str | os.PathLike[str] | ModelProto, replace: bool | None = Fals
     if record is None or replace is None:
         return source
     if not replace:
+        if report.holds_only_maps(record):
+            return restore(source)  # says why it can't
         raise ModelError(
             f"the model is a converted one already (methods {', '.join(record['methods'])}, target "
             f"{record['target']}). Convert its source instead, or use --replace to convert the source part of this "

@@ -48,7 +48,7 @@ def layers(model: str | os.PathLike[str] | ModelProto, score: str | None = None,
     """
     with blaming(model):
         normal = normalise(restore(load(model, replace=None)))
-        graph = view(normal)
+        graph = view(normal, rearrange=False)
         inputs = select.input_tensors(graph, normal)
         ends = graph.outputs if score is None else [select.named(graph, score)]
         nodes = {id(n): n for end in ends for n in differentiate.path(graph, inputs, end)}

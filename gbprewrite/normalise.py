@@ -84,28 +84,30 @@ def _repair_shapes(model: ModelProto) -> None:
 
 
 def _correct_shapes(model: ModelProto) -> None:
-    """Declared shapes of inner values that the nodes contradict give way; inference would believe them.
+    """Declared shapes of inner values and outputs that the nodes contradict give way; inference would believe them.
 
     jax2onnx 0.17 declares channels-last what its optimiser has made channels-first; onnxruntime warns, and runs it.
     """
     skeleton = typed_skeleton(model)
-    with contextlib.suppress(onnx.shape_inference.InferenceError):
-        onnx.shape_inference.infer_shapes(skeleton, strict_mode=True)
-        return
     del skeleton.graph.value_info[:]
     for value in skeleton.graph.output:
         value.type.tensor_type.ClearField("shape")
-    found = types_of(onnx.shape_inference.infer_shapes(skeleton, data_prop=True))
-    for value in model.graph.value_info:
-        if value.name in found and _contradict(read_type(value.type)[1], read_type(found[value.name])[1]):
-            value.type.tensor_type.shape.CopyFrom(found[value.name].tensor_type.shape)
+    with contextlib.suppress(onnx.shape_inference.InferenceError):
+        found = types_of(onnx.shape_inference.infer_shapes(skeleton, data_prop=True))
+        symbols = {d.dim_param for v in model.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param}
+        for value in [*model.graph.value_info, *model.graph.output]:
+            if value.name in found and _contradict(read_type(value.type)[1], read_type(found[value.name])[1], symbols):
+                value.type.tensor_type.shape.CopyFrom(found[value.name].tensor_type.shape)
 
 
-def _contradict(a: list[int | str | None] | None, b: list[int | str | None] | None) -> bool:
-    if a is None or b is None:
+def _contradict(said: list[int | str | None] | None, found: list[int | str | None] | None, symbols: set[str]) -> bool:
+    """Whether rank or a number differs, or a number is said of what the inputs leave open."""
+    if said is None or found is None:
         return False
-    both = zip(a, b, strict=False)
-    return len(a) != len(b) or any(isinstance(d, int) and isinstance(e, int) and d != e for d, e in both)
+    both = zip(said, found, strict=False)
+    return len(said) != len(found) or any(
+        isinstance(s, int) and s != f and (isinstance(f, int) or f in symbols) for s, f in both
+    )
 
 
 def _settle_ceil_mode(model: ModelProto) -> None:

@@ -161,6 +161,21 @@ def record(
     }
 
 
+def corrections(declared: Iterable[Mapping[str, Any]], model: ModelProto) -> str | None:
+    """A sentence on the outputs that a source declares with another shape than its nodes make, None without any."""
+    made = {row["name"]: row for row in map(value_row, model.graph.output)}
+    wrong = [
+        f"{said['name']!r} as {said['shape']}, and its nodes make {found['shape']}"
+        for said, found in ((row, made.get(row["name"])) for row in declared)
+        if found and said["shape"] and found["shape"] and _differ(said["shape"], found["shape"])
+    ]
+    return f"the source declares its output {'; '.join(wrong)}: the result says what they make" if wrong else None
+
+
+def _differ(said: Sequence[int | str], found: Sequence[int | str]) -> bool:
+    return len(said) != len(found) or any(isinstance(s, int) and s != f for s, f in zip(said, found, strict=True))
+
+
 def holds_only_maps(record: Record | None) -> bool:
     """Whether a converted file lacks parts of its source."""
     return record is not None and bool(record["options"].get("maps_only"))

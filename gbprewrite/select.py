@@ -146,6 +146,12 @@ def named(graph: gs.Graph, name: str, option: str = "--score") -> Tensor:
     known = list(dict.fromkeys([*tensors, *nodes]))
     close = difflib.get_close_matches(name, known) or [n for n in known if name.lower() in n.lower()][:3]
     advice = f" Did you mean {' or '.join(close)}?" if close else ""
+    given = {t.name for t in graph.inputs} | {t.name for n in graph.nodes for t in n.inputs}
+    if name in given - {""}:
+        raise UsageError(
+            f"{option} {name}: this is an input or a weight; name a tensor that a node computes. "
+            "'gbprewrite layers MODEL' lists them."
+        )
     said = f"{option} {name}{' (--layer)' if option == '--score' else ''}"
     raise UsageError(
         f"{said}: the model has no such tensor or node.{advice} Its outputs are: "

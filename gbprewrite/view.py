@@ -18,8 +18,11 @@ from gbprewrite.inference import infer
 from gbprewrite.shapes import constant_of
 
 
-def view(model: ModelProto, around: Mapping[str, gs.Tensor] | None = None) -> gs.Graph:
+def view(model: ModelProto, around: Mapping[str, gs.Tensor] | None = None, rearrange: bool = True) -> gs.Graph:
     """The normalised model as a graphsurgeon graph, ready for look-ups; or a branch, with the tensors around it.
+
+    `rearrange` regroups padding and concatenations, so that the way back to the inputs is shorter. The cotangents of
+    inner tensors need the graph as it is written.
 
     Raises ModelError when shape inference finds a contradiction in the model.
     """
@@ -40,8 +43,9 @@ def view(model: ModelProto, around: Mapping[str, gs.Tensor] | None = None) -> gs
     quantised.prepare(graph, graph.outputs if around is None else [])
     open_branches(skeleton, graph, around or {})
     raise_idioms(graph)
-    nest_concatenations(graph)
-    absorb_padding(graph)
+    if rearrange:
+        nest_concatenations(graph)
+        absorb_padding(graph)
     return graph
 
 

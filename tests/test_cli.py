@@ -136,7 +136,7 @@ class TestConvert:
         flawed.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7  # it has 5
         modelfile.save(flawed, tmp_path / "m.onnx")
         text = cli("convert", tmp_path / "m.onnx").output
-        words = "the source itself does not pass ONNX's full check: "
+        words = "the source declares its output 'probabilities' as ['N', 7], and its nodes make ['N', 5]: the result"
         assert f"flaw         {words}" in text
         again = ("convert", tmp_path / "m.onnx", "-o", tmp_path / "again.onnx", "--json")
         assert facts(cli(*again))["flaw"].startswith(words)

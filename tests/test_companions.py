@@ -181,7 +181,7 @@ def test_rectgrad_of_a_bounded_rectifier_keeps_its_derivative() -> None:
 def test_rectgrad_refuses_a_relu_that_hides_in_quantising() -> None:
     body = "n = Neg (x) q = QuantizeLinear (n, s, z) y = DequantizeLinear (q, s, z)"
     source = model(f"g (float[N, 4] x) => (float[N, 4] y) {{ {body} }}", s=np.float32(0.5), z=np.uint8(0))
-    with pytest.raises(gbprewrite.UnsupportedOperators, match="QuantizeLinear.*rectgrad multiplies by the output"):
+    with pytest.raises(gbprewrite.UnsupportedOperators, match=r"QuantizeLinear.*rectgrad multiplies by the output"):
         gbprewrite.convert(source, "rectgrad", "seed")
 
 
@@ -307,3 +307,22 @@ def test_command_line(cli: Any, cnn_path: Any) -> None:
     told = cli("inspect", path).output
     assert "image_rectgrad (rectgrad of image)" in told
     assert "dy·(y·dy > τ)" in cli("inspect", cnn_path).output
+
+
+@pytest.mark.parametrize("layer", ["d", "p"])
+def test_gradcam_reads_the_graph_as_it_is_written(layer: str) -> None:
+    """Padding and concatenations are regrouped on the way to the inputs alone: the layer keeps its own cotangent."""
+    end = " u = GlobalAveragePool (s) f = Flatten (u) y = Gemm (f, v) }"
+    head = "g (float[N, 2, 6, 6] x) => (float[N, 3] y) { a = Relu (x) n = Neg (x) b = Relu (n) "
+    body = "d = Concat <axis = 1> (a, b) e = Conv (d, w) ea = Relu (e) h = Concat <axis = 1> ({}) "
+    body += "p = Pad (h, widths) k = Conv (p, t{}) s = Add (k, ea)"
+    weights = {"w": normal(2, 4, 1, 1), "v": normal(2, 3, seed=1), "widths": np.array([0, 0, 0, 1, 0, 0, 1, 0])}
+    kernel = normal(2, 6, 2, 2, seed=2)
+    weights |= {"t0": kernel, "t1": kernel[:, [4, 5, 0, 1, 2, 3]]}
+    x = normal(2, 2, 6, 6, seed=3)
+    maps = []
+    for i, order in enumerate(("a, b, ea", "ea, a, b")):  # the second does not start with d
+        used = {name: w for name, w in weights.items() if name not in ("t0", "t1") or name == f"t{i}"}
+        source = model(head + body.format(order, i) + end, **used)
+        maps.append(run(gbprewrite.convert(source, "gradcam", 0, cam_layer=layer), x=x)["x_gradcam"])
+    np.testing.assert_allclose(maps[0], maps[1], rtol=1e-5, atol=1e-6)

@@ -89,7 +89,8 @@ UNKNOWN = {
     "Relu_9": "Did you mean Relu_[14] or Relu_[14]",
     "POOL": "Did you mean MaxPool_2 or GlobalAveragePool_5",
     "xyz": r"the model has no such tensor or node\. Its outputs are: probabilities; 'gbprewrite layers MODEL'",
-    "w1": "no such tensor or node",  # a weight is no layer
+    "w1": "this is an input or a weight",
+    "image": "this is an input or a weight",
 }
 
 

@@ -54,6 +54,12 @@ POOLS: dict[str, tuple[str, tuple[int, ...]]] = {
     "one axis": ("kernel_shape = [3], strides = [2]", (1, 2, 9)),
     "three axes": ("kernel_shape = [2, 3, 2], strides = [2, 1, 2]", (1, 2, 6, 5, 7)),
     "same": ('kernel_shape = [3, 3], strides = [2, 2], auto_pad = "SAME_UPPER"', (1, 2, 8, 9)),
+    "as large as the plane": ("kernel_shape = [13, 13], pads = [6, 6, 6, 6]", (1, 2, 4, 4)),
+    "larger, strided": ("kernel_shape = [7, 7], strides = [2, 2], pads = [3, 3, 3, 3]", (1, 2, 2, 2)),
+    "larger, dilated": (
+        "kernel_shape = [5, 5], strides = [2, 2], dilations = [2, 2], pads = [0, 0, 4, 4]",
+        (1, 2, 6, 6),
+    ),
     "every second": ("kernel_shape = [1, 1], strides = [2, 2]", (1, 2, 8, 9)),
 }
 

@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 import gbprewrite
+from gbprewrite import report
 from gbprewrite.inference import infer
 from gbprewrite.modelfile import opset_of
 from gbprewrite.normalise import UPGRADES, normalise
@@ -304,3 +305,22 @@ def test_declared_shapes_that_the_nodes_contradict_give_way() -> None:
     feeds = {"x": normal(1, 2, 5, 7), "seed": normal(1, 2, 2, 3, seed=1)}
     expected, found = (run(gbprewrite.convert(m, "deconvnet", "seed"), **feeds) for m in (sound, flawed))
     np.testing.assert_array_equal(found["x_deconvnet"], expected["x_deconvnet"])
+
+
+@pytest.mark.parametrize("body", ["y = Relu (a)", "y = Mul (a, a)", "y = Concat <axis = 1> (a, a)"])
+@pytest.mark.parametrize("declared", ["N, 9, 4, 4", "3, 9, 4, 4", "N, 2, 4", "3, C, 4, 4"])
+@pytest.mark.parametrize("target", ["seed", "argmax", 0])
+def test_outputs_declared_wrongly(body: str, declared: str, target: str | int) -> None:
+    """onnxruntime only warns of them; what the nodes make counts, and the record says so."""
+    source = model(
+        f"g (float[N, 3, 4, 4] x) => (float[{declared}] y) {{ a = Conv (x, w) {body} }}", w=normal(2, 3, 1, 1)
+    )
+    right = model(
+        f"g (float[N, 3, 4, 4] x) => (float[N, C, 4, 4] y) {{ a = Conv (x, w) {body} }}", w=normal(2, 3, 1, 1)
+    )
+    x = normal(2, 3, 4, 4, seed=1)
+    feeds = {"x": x} | ({"seed": run(right, x=x)["y"]} if target == "seed" else {})
+    built = gbprewrite.convert(source, "gradient", target)
+    wanted = run(gbprewrite.convert(right, "gradient", target), **feeds)["x_gradient"]
+    np.testing.assert_array_equal(run(built, **feeds)["x_gradient"], wanted)
+    assert "the source declares its output 'y' as" in report.read_record(built)["flaw"]

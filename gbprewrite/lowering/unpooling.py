@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gbprewrite.shapes import fixed
+from gbprewrite.shapes import Refused, fixed
 from gbprewrite.tensors import Tensor, numpy_dtype
 
 if TYPE_CHECKING:
@@ -40,9 +40,11 @@ class Axis(NamedTuple):
 
 
 def applies(dy: Tensor, x: Tensor, window: "Window") -> bool:
-    """Whether every length is a number."""
+    """Whether every length is a number, and onnxruntime takes the padding of the partial maxima."""
     lengths = [*x.shape[1:], *dy.shape[2:], *window.begin, *window.end]
-    return all(map(fixed, lengths)) and numpy_dtype(x) in (np.float32, np.float64)
+    if not all(map(fixed, lengths)) or numpy_dtype(x) not in (np.float32, np.float64):
+        return False
+    return all(max(a.begin, a.end) < a.kernel for a in _axes(x.shape, dy.shape, window)[1:])
 
 
 def unpool(op: "Pools", dy: Tensor, x: Tensor, y: Tensor, window: "Window") -> Tensor:
@@ -88,8 +90,8 @@ def _unpool_along(op: "Pools", d: Tensor, values: Tensor, pooled: Tensor, axis: 
     """Hand the cotangents of the maxima along one axis to their first place."""
     d, pooled = (_lines(op, v, axis.outputs, axis.inner) for v in (d, pooled))
     values = _lines(op, values, axis.length, axis.inner)
-    lowest = np.array(-np.inf, numpy_dtype(values))
-    padded = op.pad(values, [1], [axis.begin], [max(axis.end, 0)], lowest)
+    nothing = np.array(np.nan, numpy_dtype(values))  # equals no maximum, not even one of -inf
+    padded = op.pad(values, [1], [axis.begin], [max(axis.end, 0)], nothing)
     shares = []
     for step in range(axis.kernel - 1):
         here = op.strided(padded, 1, step * axis.dilation, axis.stride, axis.outputs)
@@ -110,10 +112,14 @@ def _placed(op: "Pools", shares: Sequence[Tensor], axis: Axis) -> Tensor:
     phases: list[Tensor | None] = [None] * axis.stride
     for step, share in enumerate(shares):
         before, phase = divmod(step * axis.dilation - axis.begin, axis.stride)
+        if not -axis.outputs < before < rows:
+            continue  # in the padding of every window
         placed = op.pad(share, [1], [before], [rows - axis.outputs - before])
         sum_so_far = phases[phase]
         phases[phase] = placed if sum_so_far is None else op.Add(sum_so_far, placed)
-    some = next(p for p in phases if p is not None)
+    some = next((p for p in phases if p is not None), None)
+    if some is None:
+        raise Refused("its windows see nothing but padding")
     if axis.stride > 1:
         nothing = None if all(phases) else op.filled(op.shape_of(some), 0, some)
         stacked = op.Concat(*(nothing if p is None else p for p in phases), axis=2)  # behind one another in memory
