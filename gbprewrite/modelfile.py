@@ -15,6 +15,7 @@ from gbprewrite.errors import ModelError
 from gbprewrite.tensors import SMALL
 
 DECISIVE = 64  # elements: integers up to here are shapes, axes, pads; their values decide what a node means
+CHECKED_WHOLE = 50_000_000  # bytes of weights: more than these cost the checker more time than the conversion takes
 PROTOBUF_LIMIT = 2_000_000_000  # a protobuf message ends at 2 GiB; beyond it weights go to a file of their own
 
 
@@ -104,11 +105,15 @@ def unsettled(model: onnx.ModelProto) -> str:
 
 
 def checkable(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, or a copy that ONNX's checker takes: weights in other files, and in a model of more than 2 GB all that
-    are no small operands, are typed inputs in it."""
+    """The model, or a copy that ONNX's checker takes quickly, or at all.
+
+    In it weights are typed inputs that lie in other files, or are large, in a large model, and hold as much data as
+    they say.
+    """
     away = {t.name for t in references(model)}
-    if is_large(model):
-        away |= {t.name for t in model.graph.initializer if elements(t.dims) > SMALL}
+    if _weight_bytes(model) > CHECKED_WHOLE:
+        large = (t for t in model.graph.initializer if elements(t.dims) > SMALL)
+        away |= {t.name for t in large if len(t.raw_data) == _bytes(t)}
     if not away:
         return model
     made = without_weights(model)
@@ -138,14 +143,23 @@ def _check_resolved(model: onnx.ModelProto, folder: Path) -> None:
 def is_large(model: onnx.ModelProto) -> bool:
     """Whether a model does not fit into one protobuf message.
 
-    One that does not can't be asked for its size, and tries in twice the memory: so the weights are counted first.
+    One that does not can't be asked for its size, and tries in twice the memory: so the weights are counted apart.
     """
-    weights = (t for t in model.graph.initializer if not uses_external_data(t) and t.data_type != TensorProto.STRING)
-    sizes = (elements(t.dims) * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in weights)
     try:
-        return sum(sizes) > PROTOBUF_LIMIT or bool(model.ByteSize() > PROTOBUF_LIMIT)
+        return bool(_weight_bytes(model) + without_weights(model).ByteSize() > PROTOBUF_LIMIT)
     except EncodeError:
         return True
+
+
+def _weight_bytes(model: onnx.ModelProto) -> int:
+    return sum(_bytes(t) for t in model.graph.initializer if not uses_external_data(t))
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    """What a tensor's data takes; nothing for text."""
+    if tensor.data_type == TensorProto.STRING:
+        return 0
+    return elements(tensor.dims) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def sha256(model: onnx.ModelProto) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 import gbprewrite
 from gbprewrite import modelfile
+from gbprewrite.errors import ModelError
 from tests.small import model, normal, run
 
 TEXT = """g (float[N, 3, 8, 8] x) => (float[N, 6] y) {
@@ -72,3 +73,31 @@ def test_inspect_needs_no_weights(folder: Path) -> None:
     seen = gbprewrite.inspect(source(folder, 100))
     assert [n["kind"] for n in seen.nonlinearities] == ["Relu"]
     assert seen.parameters == sum(v.size for v in WEIGHTS.values())
+
+
+class TestLargeModels:
+    """The checker sees a large model without its large weights, but for those that are damaged."""
+
+    def source(self) -> onnx.ModelProto:
+        text = "g (float[N, 3, 8, 8] x) => (float[N, 64, 6, 6] y) { c = Conv (x, w) y = Relu (c) }"
+        return model(text, w=normal(64, 3, 3, 3), unused=normal(80, 80))
+
+    def test_same_result(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        whole = gbprewrite.convert(self.source())
+        monkeypatch.setattr(modelfile, "CHECKED_WHOLE", 0)
+        seen = []
+        monkeypatch.setattr(onnx.checker, "check_model", lambda m, **_: seen.append(m))
+        assert gbprewrite.convert(self.source()) == whole
+        assert "unused" in [i.name for i in seen[0].graph.input]
+
+    def test_a_weight_that_lacks_data_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(modelfile, "CHECKED_WHOLE", 0)
+        damaged = self.source()
+        damaged.graph.initializer[1].raw_data = damaged.graph.initializer[1].raw_data[:-4]
+        with pytest.raises(ModelError):
+            gbprewrite.convert(damaged)
+
+    def test_size_is_counted_without_serialising(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert not modelfile.is_large(self.source())
+        monkeypatch.setattr(modelfile, "PROTOBUF_LIMIT", 64 * 3 * 9 * 4 + 80 * 80 * 4)
+        assert modelfile.is_large(self.source())
