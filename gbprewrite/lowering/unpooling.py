@@ -121,7 +121,7 @@ def _placed(op: "Pools", shares: Sequence[Tensor], axis: Axis) -> Tensor:
     if some is None:
         raise Refused("its windows see nothing but padding")
     if axis.stride > 1:
-        nothing = None if all(phases) else op.filled(op.shape_of(some), 0, some)
-        stacked = op.Concat(*(nothing if p is None else p for p in phases), axis=2)  # behind one another in memory
+        missing = op.filled(op.shape_of(some), 0, some) if any(p is None for p in phases) else None
+        stacked = op.Concat(*(missing if p is None else p for p in phases), axis=2)  # behind one another in memory
         some = _lines(op, stacked, rows * axis.stride, axis.inner)
     return op.slice(some, [1], [0], [axis.length])
