@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from gbprewrite.inference import infer
-from gbprewrite.modelfile import elements
+from gbprewrite.protos import elements, put_nodes
 from gbprewrite.tensors import SMALL
 
 
@@ -25,9 +25,7 @@ def settle_branches(model: ModelProto) -> None:
                 nodes.append(node)
         if not found:
             return
-        copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
-        del model.graph.node[:]
-        model.graph.node.extend(copies)
+        put_nodes(model.graph, nodes)
 
 
 def _inlined(model: ModelProto, node: NodeProto, name: str) -> list[NodeProto]:

@@ -85,18 +85,18 @@ def conversion_facts(source: Path, path: Path, model: ModelProto) -> Row:
         "bytes": {"before": _bytes(source), "after": _bytes(path)},
         "flaw": record["flaw"],
         "cam_layer": record["cam_layer"],
-        "next": _next(path, [row for row in inputs if row["name"] not in drawn]),
+        "next": _next(path, source, record, [row for row in inputs if row["name"] not in drawn]),
     }
 
 
-def _next(path: Path, inputs: Sequence[Row]) -> list[str]:
+def _next(path: Path, source: Path, record: report.Record, inputs: Sequence[Row]) -> list[str]:
     """Commands that a new file is good for; photographs only where the one input may be one."""
     file = quote(str(path))
     names = [row["name"] for row in inputs]
     arrays = [quote(f"{name}={re.sub(NO_FILE_NAME, '_', name)}.npy") for name in names] if len(names) > 1 else ["x.npy"]
     is_photo = len(inputs) == 1 and (inputs[0]["shape"] is None or len(inputs[0]["shape"]) == 4)
     return [
-        f"gbprewrite verify {file}",
+        f"gbprewrite verify {file}" + (f" --source {quote(str(source))}" if report.holds_only_maps(record) else ""),
         *([f"gbprewrite explain {file} PHOTO.png"] if is_photo else []),
         f"gbprewrite run {file} {' '.join(f'--input {array}' for array in arrays)}",
     ]

@@ -19,6 +19,7 @@ from gbprewrite.instances import Instances
 from gbprewrite.lowering import Builder
 from gbprewrite.modelfile import opset_of
 from gbprewrite.normalise import normalise, parameters
+from gbprewrite.protos import copied
 from gbprewrite.spellings import SPELLINGS
 from gbprewrite.tensors import Tensor, is_float
 from gbprewrite.view import view
@@ -204,14 +205,12 @@ def _converted(
 
 def _instances(op: Builder, normal: ModelProto, chosen: select.Selection, optimize_for: str) -> Instances:
     """The normalised model, converted for itself, to be built once more for another batch."""
-    source = ModelProto()
-    source.CopyFrom(normal)
     options: dict[str, Any] = {
         **{"method": ["gradient"], "target": "seed", "score": chosen.score.name, "class_axis": chosen.class_axis},
         **{"inputs": [x.name for x in chosen.inputs], "opset": None, "through_softmax": True, "rectify": ()},
         **{"optimize_for": optimize_for, "maps_only": False, "prefix": f"{op.prefix}instance/"},
     }
-    return Instances(op, *_converted(source, companions.Settings(), **options))
+    return Instances(op, *_converted(copied(normal), companions.Settings(), **options))
 
 
 def inspect(model: str | os.PathLike[str] | ModelProto) -> report.Inspection:
@@ -253,8 +252,7 @@ def load(model: str | os.PathLike[str] | ModelProto, replace: bool | None = Fals
     A converted one is refused with ModelError; `replace` gives its source part, and None leaves it as it is.
     """
     if isinstance(model, ModelProto):
-        source = ModelProto()
-        source.CopyFrom(model)
+        source = copied(model)
         modelfile.check_references(source)
     else:
         source = modelfile.load(model)

@@ -14,6 +14,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from gbprewrite.errors import ModelError
 from gbprewrite.inference import infer, types_of
+from gbprewrite.protos import put_nodes
 from gbprewrite.tensors import read_type
 
 DOMAIN = "com.microsoft"
@@ -184,9 +185,7 @@ def take_apart(model: ModelProto) -> None:
                 nodes.append(node)
         if not found:
             return
-        copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
-        del model.graph.node[:]
-        model.graph.node.extend(copies)
+        put_nodes(model.graph, nodes)
 
 
 def _is_fused(node: NodeProto) -> bool:

@@ -10,6 +10,7 @@ from gbprewrite import modelfile, report
 from gbprewrite.branches import captured, reads
 from gbprewrite.errors import ModelError
 from gbprewrite.lowering import Builder
+from gbprewrite.protos import put_nodes
 from gbprewrite.tensors import Tensor, node_proto, onnx_type
 
 
@@ -58,8 +59,7 @@ def keep_only(model: ModelProto, outputs: Sequence[str]) -> None:
         if needed.intersection(node.output):
             kept.append(node)
             needed.update(reads(node))
-    del model.graph.node[:]
-    model.graph.node.extend(reversed(kept))
+    put_nodes(model.graph, reversed(kept))
     made = needed | {name for n in kept for name in n.output}
     for values in (model.graph.output, model.graph.initializer, model.graph.value_info):
         names = set(outputs) if values is model.graph.output else made

@@ -12,7 +12,8 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from gbprewrite.modelfile import elements, without_weights
+from gbprewrite.modelfile import without_weights
+from gbprewrite.protos import elements, put_nodes
 from gbprewrite.qlinear import SpeltOut
 from gbprewrite.rules.linear import subscripts
 from gbprewrite.tensors import SMALL, read_type
@@ -124,9 +125,7 @@ class _Folding:
             left.append(node)
         folded = len(left) < len(self.graph.node)
         if folded:
-            copies = [NodeProto.FromString(n.SerializeToString()) for n in left]
-            del self.graph.node[:]
-            self.graph.node.extend(copies)
+            put_nodes(self.graph, left)
             # What was said of a value before it was known would be believed before the value.
             said = [v for v in self.graph.value_info if v.name not in self.known]
             del self.graph.value_info[:]

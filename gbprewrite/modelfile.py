@@ -12,6 +12,7 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_m
 
 from gbprewrite import files
 from gbprewrite.errors import ModelError
+from gbprewrite.protos import elements
 from gbprewrite.tensors import SMALL
 
 DECISIVE = 64  # elements: integers up to here are shapes, axes, pads; their values decide what a node means
@@ -195,14 +196,6 @@ def without_weights(model: onnx.ModelProto, larger_than: int = -1) -> onnx.Model
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of the ai.onnx domain that a model imports; 0 when it imports none."""
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-
-
-def elements(dims: object) -> int:
-    """Number of elements of a tensor with these dimensions."""
-    total = 1
-    for dim in dims:  # type: ignore[attr-defined]
-        total *= dim
-    return total
 
 
 def _copy_field(target: object, field: object, value: object) -> None:

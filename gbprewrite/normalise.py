@@ -8,7 +8,7 @@ Sources: the version notes on https://onnx.ai/onnx/operators/ and https://github
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.functions import expand_functions
 from gbprewrite.fused import take_apart
 from gbprewrite.inference import infer, typed_skeleton, types_in, types_of
-from gbprewrite.modelfile import elements, opset_of
+from gbprewrite.modelfile import opset_of
+from gbprewrite.protos import elements, graphs, put_nodes
 from gbprewrite.tensors import read_type
 
 LOWEST, HIGHEST = 6, onnx.defs.onnx_opset_version()
@@ -174,7 +175,7 @@ def _check_downgrade(model: ModelProto, source: int, target: int) -> None:
     bfloat16, is found by the full check of the result.)
     """
     stuck = []
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         for node in graph.node:
             if node.domain in ("", "ai.onnx") and not _same_spelling(node, source, target):
                 stuck.append(f"{node.op_type} ({node.name or node.output[0]!r})")
@@ -416,7 +417,7 @@ UPGRADES: dict[str, list[tuple[int, Callable[[_Upgrade], None]]]] = {
 
 def upgrade(model: ModelProto, source: int, target: int) -> None:
     """Rewrite, in place, every node whose spelling changed between two opsets."""
-    if any(node.op_type in UPGRADES for graph in _graphs(model.graph) for node in graph.node):
+    if any(node.op_type in UPGRADES for graph in graphs(model.graph) for node in graph.node):
         _upgrade_graph(model.graph, infer(model).graph, {}, source, target)
 
 
@@ -438,18 +439,7 @@ def _upgrade_graph(
                     follow(step)
         nodes += [*step.before, node, *step.after]
     if len(nodes) > len(graph.node):
-        copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
-        del graph.node[:]
-        graph.node.extend(copies)
-
-
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """A graph and all graphs inside its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
+        put_nodes(graph, nodes)
 
 
 def parameters(model: ModelProto) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from gbprewrite.protos import put_nodes
+
 DOMAIN = "com.microsoft"
 # QLinear operator → positions of the scale and the zero point of its output
 QLINEAR = {
@@ -138,6 +140,4 @@ class SpeltOut:
 
     def _set(self, model: ModelProto, nodes: list[NodeProto]) -> None:
         if self.sources:
-            copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
-            del model.graph.node[:]
-            model.graph.node.extend(copies)
+            put_nodes(model.graph, nodes)

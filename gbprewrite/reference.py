@@ -15,6 +15,8 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_grid_sample
 
+from gbprewrite.protos import copied, graphs
+
 Array = np.ndarray[Any, Any]
 
 
@@ -34,21 +36,13 @@ def in_float64(model: ModelProto) -> ModelProto:
 
     The scales of Resize and Upsample stay float32, as the standard has them.
     """
-    wide = ModelProto()
-    wide.CopyFrom(model)
-    graphs = list(_graphs(wide.graph))
-    nodes = [node for graph in graphs for node in graph.node]
+    wide = copied(model)
+    every = list(graphs(wide.graph))
+    nodes = [node for graph in every for node in graph.node]
     scales = {n.input[i] for n in nodes for i in _SCALES.get(n.op_type, ()) if i < len(n.input)}
-    for graph in graphs:
+    for graph in every:
         _widen(graph, scales)
     return wide
-
-
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """A graph and all graphs inside its nodes."""
-    yield graph
-    for attribute in (a for node in graph.node for a in node.attribute if a.HasField("g")):
-        yield from _graphs(attribute.g)
 
 
 def _widen(graph: GraphProto, scales: set[str]) -> None:

@@ -24,3 +24,8 @@ SPELLINGS = {
     "cuda": Spelling(convolutions=False, products=False, comparisons=True),  # cuDNN has a kernel for ConvTranspose
     "portable": Spelling(convolutions=False, products=False, comparisons=False),
 }
+
+
+def suited(providers: str) -> str:
+    """The spelling for a model that is converted to be run at once on "auto", "cuda" or "cpu"."""
+    return "cuda" if providers == "cuda" else "auto"

@@ -16,6 +16,7 @@ from onnx import ModelProto, numpy_helper
 from gbprewrite import graft, reference, report
 from gbprewrite.convert import convert
 from gbprewrite.errors import DataError
+from gbprewrite.protos import copied
 from gbprewrite.runtime import arrays
 from gbprewrite.runtime.explainer import slots_of
 from gbprewrite.runtime.session import Session, first_line
@@ -28,13 +29,6 @@ SECONDS_A_PASS = 10.0
 BATCH = 2  # where the model takes any
 SIDES = (64, 128, 256)  # tried in turn for the other dimensions of any size: the first that the network takes
 CHANNELS, CHANNEL_AXES = (3, 1), (1, -1)  # tried after that for a dimension that may be the channels
-
-
-def copied(model: ModelProto) -> ModelProto:
-    """A model of our own to work on."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    return copy
 
 
 def backward_part(model: ModelProto) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 import gbprewrite
-from gbprewrite.modelfile import elements
+from gbprewrite.protos import elements
 from gbprewrite.reference import evaluate, evaluator, in_float64
 from tests.small import Array, model, normal, run
 

@@ -1,11 +1,8 @@
 """Options on how maps are drawn, for the commands that write pictures."""
 
-from functools import wraps
-from typing import Any, cast
-
 import click
 
-from gbprewrite.cli.options import Command
+from gbprewrite.cli.options import Command, collected
 
 SHOWS = ("published", "signed", "absolute", "positive")
 NAMES = ("show", "percentile", "colormaps", "overlay")  # the arguments of pictures.style
@@ -38,11 +35,4 @@ DRAWING = (
 
 def drawing_options(command: Command) -> Command:
     """--show and the other arguments of pictures.style, collected as `drawing`."""
-
-    @wraps(command)
-    def collected(**given: Any) -> Any:
-        return command(drawing={name: given.pop(name) for name in NAMES}, **given)
-
-    for option in reversed(DRAWING):
-        collected = option(collected)
-    return cast(Command, collected)
+    return collected(command, DRAWING, "drawing", NAMES, dict)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -171,6 +171,20 @@ def given(options: Options) -> Options:
     return found
 
 
+def collected(
+    command: Command, options: Sequence[Any], name: str, names: Iterable[str], make: Callable[..., Any]
+) -> Command:
+    """The command with these options, whose values it gets as one argument `name`: what `make` makes of `names`."""
+
+    @wraps(command)
+    def wrapped(**given: Any) -> Any:
+        return command(**{name: make(**{n: given.pop(n) for n in names})}, **given)
+
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return cast(Command, wrapped)
+
+
 def print_json(facts: Options) -> None:
     """The one object that --json prints."""
     click.echo(json.dumps(facts, indent=2, default=str))
@@ -252,11 +266,5 @@ PREPROCESSING = (
 def preprocessing_options(command: Command) -> Command:
     """--preset, --mean and the other options of images.Options, collected as `preprocessing`."""
 
-    @wraps(command)
-    def collected(**given: Any) -> Any:
-        fields = {field.name: given.pop(field.name) for field in dataclasses.fields(images.Options)}
-        return command(preprocessing=images.Options(**fields), **given)
-
-    for option in reversed(PREPROCESSING):
-        collected = option(collected)
-    return cast(Command, collected)
+    names = [field.name for field in dataclasses.fields(images.Options)]
+    return collected(command, PREPROCESSING, "preprocessing", names, images.Options)

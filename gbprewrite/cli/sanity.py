@@ -1,14 +1,12 @@
 """The parameter randomisation test."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import Progress
 
 from gbprewrite import console
+from gbprewrite.cli import progress
 from gbprewrite.cli.options import (
     CONVERSION,
     FILE,
@@ -105,9 +103,8 @@ def sanity(
         labels=class_labels.read(labels) if labels else None, layer=layer, seed=seed, draws=draws, classes=classes,
         providers=provider, **given(options),
     )  # fmt: skip
-    shown = not (as_json or quiet) and sys.stderr.isatty()
-    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as progress:
-        steps = progress.track(test.steps, description="randomising")
+    with progress.bar(len(test.steps), not (as_json or quiet)) as bar:
+        steps = bar.track(test.steps, description="randomising")
         found = test.report(comparison for step in steps for comparison in test.run(step))
     outputs.write(found, path, table)
     facts = {"picture": str(path), "csv": str(table) if table else None, **found.to_json()}

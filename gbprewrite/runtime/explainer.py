@@ -15,6 +15,7 @@ from gbprewrite.errors import DataError, ModelError, UsageError
 from gbprewrite.runtime import arrays
 from gbprewrite.runtime.session import Session
 from gbprewrite.seed import parse
+from gbprewrite.spellings import suited
 
 Array = NDArray[Any]
 
@@ -89,7 +90,7 @@ class Explainer:
         proto = load(model, replace=None)
         record = None if options.get("replace") else report.read_record(proto)
         if record is None:
-            options = {"optimize_for": "cuda" if providers == "cuda" else "auto", **options}
+            options = {"optimize_for": suited(providers), **options}
             proto = convert(proto, method or "guided", target, **options)
             record = report.read_record(proto)
             assert record is not None

@@ -173,7 +173,7 @@ class Outcome:
         marked, listed = ({one.index for one in some} for some in (explained, top))
         lines = [_line(one, one.index in marked) for one in top]
         lines += [_line(one, True) for one in explained if one.index not in listed]
-        said = top[0].meaning if top else "the score is an inner tensor: no classes to list"
+        said = top[0].meaning if top else "the scores are no output of the file: no classes to list"
         lines += [f"  {kind}: {path}" for kind, path in self.written.items()]
         return "\n".join(["", f"{self.image}  ({said})", *lines])
 

@@ -15,6 +15,7 @@ from onnx import ModelProto
 
 from gbprewrite import modelfile
 from gbprewrite.errors import DataError, ModelError, RuntimeUnavailable, UsageError
+from gbprewrite.protos import copied
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 PROVIDERS = {"auto": (CUDA, CPU), "cuda": (CUDA, CPU), "cpu": (CPU,)}
@@ -135,9 +136,8 @@ def _open(ort: Any, model: Any, options: Any, providers: Sequence[Any]) -> Any:
         if not modelfile.is_large(model):
             return ort.InferenceSession(model.SerializeToString(), options, providers=list(providers))
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            path, copy = Path(folder) / "model.onnx", ModelProto()
-            copy.CopyFrom(model)  # saving moves the weights out of a model
-            modelfile.save(copy, path)
+            path = Path(folder) / "model.onnx"
+            modelfile.save(copied(model), path)  # saving moves the weights out of a model
             return ort.InferenceSession(str(path), options, providers=list(providers))
     except (OSError, MemoryError):
         raise

@@ -20,10 +20,12 @@ from PIL import Image
 from gbprewrite import graft
 from gbprewrite.convert import convert, load
 from gbprewrite.errors import DataError, UsageError
+from gbprewrite.protos import copied
 from gbprewrite.runtime import arrays, evidence, images
 from gbprewrite.runtime.explain import naming
 from gbprewrite.runtime.explainer import Explainer
 from gbprewrite.runtime.session import Session
+from gbprewrite.spellings import suited
 
 Array = npt.NDArray[Any]
 
@@ -110,8 +112,8 @@ class TopImages:
         self.channels, self.method, self.count = tuple(dict.fromkeys(channels)), method, count
         source = load(model, replace=True)
         methods = tuple(dict.fromkeys((method, "gradient")))  # the gradient shows how far the unit sees
-        cuda = {"optimize_for": "cuda"} if providers == "cuda" else {}
-        converted = convert(source, methods, "seed", layer=layer, **{**cuda, **options})
+        options = {"optimize_for": suited(providers), **options}
+        converted = convert(source, methods, "seed", layer=layer, **options)
         self._explainer = Explainer(converted, providers=providers)
         record = self._explainer.record
         self.layer, self._axis = record["score"], record["class_axis"]
@@ -218,9 +220,7 @@ class TopImages:
 
 def _up_to(converted: ModelProto, layer: str) -> ModelProto:
     """The forward part that ends in a layer."""
-    model = ModelProto()
-    model.CopyFrom(converted)
-    model = graft.restore(model)
+    model = graft.restore(copied(converted))
     if layer not in {o.name for o in model.graph.output}:
         model.graph.output.append(onnx.ValueInfoProto(name=layer))
     graft.keep_only(model, [layer])

@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from gbprewrite import differentiate, report
 from gbprewrite.errors import ModelError
 from gbprewrite.graft import restore
-from gbprewrite.modelfile import elements
+from gbprewrite.protos import copied, elements
 from gbprewrite.view import view
 
 Array = npt.NDArray[Any]
@@ -79,9 +79,7 @@ def layers(converted: ModelProto) -> list[Layer]:
     """
     record = report.read_record(converted)
     assert record is not None
-    source = ModelProto()
-    source.CopyFrom(converted)
-    source = restore(source)
+    source = restore(copied(converted))
     graph = view(source)
     tensors = {t.name: t for t in [*graph.inputs, *(t for n in graph.nodes for t in n.outputs)]}
     inputs = [tensors[name] for name in {m["input"] for m in record["maps"]}]

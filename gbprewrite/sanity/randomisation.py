@@ -20,6 +20,7 @@ from gbprewrite import report
 from gbprewrite.convert import convert, load
 from gbprewrite.errors import DataError, UsageError
 from gbprewrite.graft import restore
+from gbprewrite.protos import copied
 from gbprewrite.runtime import images
 from gbprewrite.runtime.explain import ClassScore, PhotoExplainer
 from gbprewrite.runtime.explainer import Explainer
@@ -27,6 +28,7 @@ from gbprewrite.runtime.labels import Labels
 from gbprewrite.sanity import METHODS, similarity
 from gbprewrite.sanity.layers import Layer, Weights, layers
 from gbprewrite.sanity.similarity import MEASURES
+from gbprewrite.spellings import suited
 from gbprewrite.view import view
 
 Array = npt.NDArray[Any]
@@ -206,6 +208,7 @@ class RandomisationTest:
         source = load(model, bool(options.pop("replace", False)))
         self.methods = tuple(dict.fromkeys(method))
         self.seed, self.draws = seed, draws
+        options = {"optimize_for": suited(providers), **options}
         self._converted = convert(source, self.methods, "input", **options)
         self.layers = layers(self._converted)
         self._measured = self._chosen(layer)
@@ -282,9 +285,7 @@ def _classes(converted: ModelProto, wanted: int) -> int:
     """As many classes as wanted, or all that the score has."""
     record = report.read_record(converted)
     assert record is not None
-    source = ModelProto()
-    source.CopyFrom(converted)
-    graph = view(restore(source))
+    graph = view(restore(copied(converted)))
     score = next(t for n in graph.nodes for t in n.outputs if t.name == record["score"])
     number = score.shape[record["class_axis"]]
     return min(wanted, number) if isinstance(number, int) else wanted
