@@ -36,6 +36,9 @@ def default_path(model: Path, methods: tuple[str, ...]) -> Path:
 @click.argument("model", type=FILE)
 @output_option("MODEL's name with .guided (or the methods, joined by +) before .onnx, beside it")
 @conversion_options(TARGETS + AT_RUN_TIME)
+@click.option(
+    "--maps-only", is_flag=True, help="Leave out the model's own outputs, and everything that the maps don't need."
+)
 @force_option
 @json_option
 @quiet_option

@@ -87,11 +87,6 @@ CONVERSION = (
         "fastest; cuda: what its CUDA has kernels for; portable: the plainest, for other runtimes.",
     ),
     click.option(
-        "--maps-only",
-        is_flag=True,
-        help="Leave out the model's own outputs, and everything that the maps don't need.",
-    ),
-    click.option(
         "--cam-layer",
         metavar="NAME",
         help="The tensor, or the node that makes it, at which Grad-CAM is taken. Default: the last feature maps before "

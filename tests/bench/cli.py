@@ -181,9 +181,12 @@ def operators(networks: tuple[str, ...], contender: str, nodes: int, out: Path, 
 @click.option("--repeats", default=3, show_default=True, help="Fresh processes for each file.")
 @click.option("--sizes", default=",".join(map(str, growth.SIZES)), show_default=True, callback=_numbers)
 @click.option("--networks", default=",".join(growth.LARGE), show_default=True, callback=_names(NAMES))
+@click.option("--gigabytes", type=float, help="Also a model of that size with external data; twice that goes to disk.")
 @out_option
 @cache_option
-def scaling(repeats: int, sizes: tuple[int, ...], networks: tuple[str, ...], out: Path, cache: Path) -> None:
+def scaling(
+    repeats: int, sizes: tuple[int, ...], networks: tuple[str, ...], gigabytes: float | None, out: Path, cache: Path
+) -> None:
     """Time converting: synthetic graphs of growing size, and large networks. Writes scaling.md."""
     if len(sizes) < 2:
         raise click.UsageError("--sizes: growth shows only between two sizes or more")
@@ -198,10 +201,16 @@ def scaling(repeats: int, sizes: tuple[int, ...], networks: tuple[str, ...], out
         for name in networks:
             status.update(name)
             rows[name] = growth.measure(network(name, cache).source, Path(folder), repeats)
-    columns = ["graph", "nodes", "convert s", "ms per node", "import s"]
+        if gigabytes:
+            status.update(f"{gigabytes} GB")
+            path = Path(folder) / "large.onnx"
+            growth.large(path, gigabytes)
+            rows[f"{gigabytes:g} GB"] = growth.measure(path, Path(folder), repeats)
+    columns = ["graph", "nodes", "convert s", "ms per node", "import s", "peak MB"]
     lines = [
         [name, f"{row['nodes']:.0f}", f"{row['convert_seconds']:.2f}",
-         f"{1e3 * row['convert_seconds'] / row['nodes']:.2f}", f"{row['import_seconds']:.2f}"]
+         f"{1e3 * row['convert_seconds'] / row['nodes']:.2f}", f"{row['import_seconds']:.2f}",
+         f"{row['peak_bytes'] / 1e6:.0f}"]
         for name, row in rows.items()
     ]  # fmt: skip
     report.print_table("Converting, from reading the file to having written it", columns, lines)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.bench.processes import Process
+from tests.bench.processes import Process, peak_bytes
 
 
 def gbprewrite(source: str, file: str, **options: Any) -> None:
@@ -48,7 +48,7 @@ CONVERTERS = {
 
 
 def converted(converter: str, source: Path, file: Path, **options: Any) -> dict[str, float]:
-    """Write `file`, and tell the seconds: `import_seconds`, and `convert_seconds` from reading to having written.
+    """Write `file`; tells `import_seconds`, `convert_seconds` from reading to having written, and `peak_bytes`.
 
     Raises Unavailable when the converter fails.
     """
@@ -74,7 +74,7 @@ def main() -> None:
         print(json.dumps({"error": f"{type(error).__name__}: {lines[0]}"}), file=replies)
         raise
     seconds = {"import_seconds": times[1] - times[0], "convert_seconds": times[2] - times[1]}
-    print(json.dumps(seconds), file=replies)
+    print(json.dumps(seconds | {"peak_bytes": peak_bytes()}), file=replies)
 
 
 if __name__ == "__main__":

@@ -97,3 +97,10 @@ def all_closed(processes: dict[str, Process]) -> Iterator[None]:
     finally:
         for process in processes.values():
             process.close()
+
+
+def peak_bytes() -> int:
+    """The largest resident set that this process has had (ru_maxrss would count what the parent had at the fork)."""
+    with open("/proc/self/status") as status:
+        (line,) = (line for line in status if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024

@@ -79,8 +79,11 @@ def test_scaling(tmp_path: Path) -> None:
     model = scaling.synthetic(100)
     onnx.checker.check_model(model, full_check=True)
     assert abs(len(model.graph.node) - 100) < 5
-    bench("scaling", "--sizes", "50,100", "--networks", "", "--repeats", "1", "--out", str(tmp_path))
-    assert "| synthetic 100 | 103 |" in (tmp_path / "scaling.md").read_text()
+    line = ("--sizes", "50,100", "--networks", "", "--repeats", "1", "--gigabytes", "0.0001", "--out", str(tmp_path))
+    bench("scaling", *line)
+    table = (tmp_path / "scaling.md").read_text()
+    assert "| synthetic 100 | 103 |" in table
+    assert "| 0.0001 GB | 3 |" in table
     quadratic = [{"nodes": n, "convert_seconds": n * n} for n in (1.0, 2.0, 4.0, 8.0)]
     assert scaling.exponent(quadratic) == pytest.approx(2)
 

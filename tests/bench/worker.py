@@ -12,6 +12,7 @@ import numpy as np
 
 from tests.bench.contenders import CONTENDERS, Job
 from tests.bench.networks import Unavailable
+from tests.bench.processes import peak_bytes
 from tests.bench.runtimes import Loaded
 
 Reply = dict[str, Any]
@@ -32,17 +33,12 @@ def round_(loaded: Loaded, seconds: float) -> Reply:
 
 
 def first(loaded: Loaded, path: str) -> Reply:
-    """Compute once, and write the map.
-
-    `peak_bytes` is the largest resident set so far (ru_maxrss would count what the parent had at the fork).
-    """
+    """Compute once, and write the map."""
     start = time.perf_counter()
     found = loaded.run()
     seconds = time.perf_counter() - start
     np.save(path, np.array(loaded.fetch(found), np.float32))
-    with open("/proc/self/status") as status:
-        (line,) = (line for line in status if line.startswith("VmHWM"))
-    return {"first_seconds": seconds, "peak_bytes": int(line.split()[1]) * 1024}
+    return {"first_seconds": seconds, "peak_bytes": peak_bytes()}
 
 
 def again(loaded: Loaded, path: str) -> Reply:
