@@ -18,6 +18,7 @@ from gbprewrite.errors import UsageError
 from gbprewrite.instances import Instances
 from gbprewrite.lowering import Builder
 from gbprewrite.policies import METHODS, Combinator
+from gbprewrite.rules import sampling
 from gbprewrite.seed import Seeds
 from gbprewrite.select import Selection
 from gbprewrite.shapes import Dim, fixed
@@ -148,12 +149,11 @@ def interpolation(op: Builder, size: Dim, wanted: Dim, like: Tensor) -> Tensor:
         at = np.clip((np.arange(wanted) + 0.5) * (size / wanted) - 0.5, 0, size - 1)
         return op.constant(np.maximum(1 - np.abs(at[:, None] - np.arange(size)), 0), numpy_dtype(like))
     wide = op.wide(like)
-    inputs, outputs = (op.cast_to(op.range(n), wide) for n in (size, wanted))
+    outputs = op.cast_to(op.range(wanted), wide)
     scale = op.Div(op.cast_to(op.vector([size]), wide), op.cast_to(op.vector([wanted]), wide))
     at = op.Sub(op.Mul(op.Add(outputs, 0.5), scale), 0.5)
-    at = op.Min(op.Max(at, 0.0), op.cast_to(op.Sub(op.vector([size]), 1), wide))
-    distance = op.Abs(op.Sub(op.Unsqueeze(at, np.array([1], np.int64)), inputs))
-    return op.cast_to(op.Max(op.Sub(1.0, distance), 0.0), like)
+    matrix: Any = sampling.interpolation  # rules come without types
+    return op.cast_to(matrix(op, at, size, sampling.TAPS["linear"]), like)
 
 
 def smoothgrad(work: Work, method: str) -> list[Map]:

@@ -8,7 +8,7 @@ class Spelling(NamedTuple):
 
     Attributes:
         convolutions: to ConvTranspose, convolutions with turned weights, one for each phase of a stride.
-        products: to Where, products with 0/1 masks, behind a ReLU these are steep HardSigmoids.
+        products: to Where, products with 0/1 masks, which behind a ReLU are steep HardSigmoids.
         comparisons: to MaxPool's Indices and ScatterElements, comparisons with the maxima. (On CUDA, Indices count ties
             by columns and scattering adds in any order; comparisons give the CPU's maps, the same each time.)
     """
@@ -18,9 +18,10 @@ class Spelling(NamedTuple):
     comparisons: bool
 
 
+ON_CPU = Spelling(convolutions=True, products=True, comparisons=True)
 SPELLINGS = {
-    "auto": Spelling(convolutions=True, products=True, comparisons=True),
-    "cpu": Spelling(convolutions=True, products=True, comparisons=True),
+    "auto": ON_CPU,
+    "cpu": ON_CPU,
     "cuda": Spelling(convolutions=False, products=False, comparisons=True),  # cuDNN has a kernel for ConvTranspose
     "portable": Spelling(convolutions=False, products=False, comparisons=False),
 }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gbprewrite.lowering.verbs import END
 from gbprewrite.shapes import fixed
 from gbprewrite.tensors import Tensor
 
@@ -41,23 +42,21 @@ def along(axis: int, window: "Window", length: int, outputs: int) -> list[Taps]:
     kernel, stride, dilation, pad = (
         v[axis] for v in (window.kernel, window.strides, window.dilations, window.begin)
     )  # fmt: skip
-    every, rows = stride // gcd(stride, dilation), -(-length // stride)
+    common, rows = gcd(stride, dilation), -(-length // stride)
     found = []
     for phase in range(stride):
         weights = [k for k in range(kernel) if (phase + pad - dilation * k) % stride == 0]
         if weights:
             low, high = ((phase + pad - dilation * k) // stride for k in (weights[-1], weights[0]))
-            gap = dilation // gcd(stride, dilation)
-            found.append(Taps(phase, weights[-1], every, len(weights), gap, -low, rows - 1 + high - (outputs - 1)))
+            end = rows + high - outputs
+            found.append(Taps(phase, weights[-1], stride // common, len(weights), dilation // common, -low, end))
     return found
 
 
 def input_grad(op: "Convolutions", dy: Tensor, x: Tensor, w: Tensor, window: "Window", group: int) -> Tensor | None:
     """dx of y = Conv(x, w), shaped [N, C, H, W]; None where ConvTranspose is the better, or the only, spelling."""
     lengths = [*x.shape[1:], *dy.shape[1:], *w.shape, *window.begin]
-    if len(x.shape) != 4 or not all(map(fixed, lengths)):
-        return None
-    if x.shape[1] < FEWEST_CHANNELS:
+    if len(x.shape) != 4 or not all(map(fixed, lengths)) or x.shape[1] < FEWEST_CHANNELS:
         return None
     axes = [along(a, window, x.shape[a + 2], dy.shape[a + 2]) for a in range(2)]
     if any(t.begin < 0 or t.end < 0 for taps in axes for t in taps) or not all(map(_contiguous, axes)):
@@ -77,7 +76,7 @@ def _phase(op: "Convolutions", dy: Tensor, w: Tensor, taps: Sequence[Taps], wind
     if axes:  # weights are sliced by nodes, which runtimes fold into constants
         chosen = [taps[a - 2] for a in axes]
         starts, ends = [t.last for t in chosen], [t.last - t.every * t.number for t in chosen]
-        ends = [e if e >= 0 else -(2**31) for e in ends]
+        ends = [e if e >= 0 else -END for e in ends]
         w = op.Slice(w, *(np.array(v, np.int64) for v in (starts, ends, axes, [-t.every for t in chosen])))
     kernel = [t.number for t in taps]
     pads = [t.begin for t in taps] + [t.end for t in taps]
