@@ -300,6 +300,13 @@ def _bytes(path: Path) -> int:
     return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
 
 
+SANITY_ROWS, SANITY_IMAGES = 12, 4  # that fit on a screen
+SANITY_TITLES = {
+    "cascading": "rank correlation with the trained network's maps, all layers random from the score down to",
+    "independent": "the same, one layer random",
+}
+
+
 def print_sanity(facts: Row) -> None:
     """The report at the end of `sanity`: rank correlations at some of the layers, and the class sensitivity."""
     explained = [f"{_class_in_words(row['explained'])}: {row['image']}" for row in facts["images"]]
@@ -333,13 +340,6 @@ def print_sanity(facts: Row) -> None:
             for m in methods
         ],
     )
-
-
-SANITY_ROWS, SANITY_IMAGES = 12, 4  # that fit on a screen
-SANITY_TITLES = {
-    "cascading": "rank correlation with the trained network's maps, all layers random from the score down to",
-    "independent": "the same, one layer random",
-}
 
 
 def _similarity(value: float | None, digits: int = 3) -> str:

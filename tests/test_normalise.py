@@ -10,7 +10,8 @@ import gbprewrite
 from gbprewrite import report
 from gbprewrite.inference import infer
 from gbprewrite.modelfile import opset_of
-from gbprewrite.normalise import UPGRADES, normalise
+from gbprewrite.normalise import normalise
+from gbprewrite.opsets import UPGRADES
 from gbprewrite.tensors import read_type
 from tests.small import Array, cnn, model, normal, run
 

@@ -1,0 +1,289 @@
+"""From one opset to another: what a newer one spells differently, and whether an older one can say it.
+
+Sources: the version notes on https://onnx.ai/onnx/operators/ and https://github.com/onnx/onnx/blob/main/docs/Changelog.md.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+from gbprewrite.errors import ModelError, UsageError
+from gbprewrite.inference import infer, types_in
+from gbprewrite.protos import graphs, put_nodes
+
+
+def check_downgrade(model: ModelProto, source: int, target: int) -> None:
+    """Raise UsageError when a node means something in the source's opset that the target's can't say.
+
+    From opset 22 on most operators changed in the types that they take alone. (A type that an older one lacks, such as
+    bfloat16, is found by the full check of the result.)
+    """
+    stuck = []
+    for graph in graphs(model.graph):
+        for node in graph.node:
+            if node.domain in ("", "ai.onnx") and not _same_spelling(node, source, target):
+                stuck.append(f"{node.op_type} ({node.name or node.output[0]!r})")
+    if stuck:
+        raise UsageError(
+            f"--opset {target} can't be reached from the model's {source}: {', '.join(stuck[:5])}"
+            f"{f' and {len(stuck) - 5} more' if len(stuck) > 5 else ''} changed since. Export the model with opset "
+            f"{target}."
+        )
+
+
+def _same_spelling(node: NodeProto, source: int, target: int) -> bool:
+    """Whether both opsets have the operator with the same attributes, defaults, inputs and outputs."""
+    try:
+        new, old = (onnx.defs.get_schema(node.op_type, opset) for opset in (source, target))
+    except onnx.defs.SchemaError:
+        return False
+    if new.since_version == old.since_version:
+        return True
+    shared = set(new.attributes) & set(old.attributes)
+    return (
+        {a.name for a in node.attribute} <= set(old.attributes)
+        and all(new.attributes[name].default_value == old.attributes[name].default_value for name in shared)
+        and len(node.input) <= old.max_input
+        and len(node.output) <= old.max_output
+    )
+
+
+class _Upgrade:
+    """One node on its way up: its graph, types of values, and how to add constants and neighbours."""
+
+    def __init__(self, graph: GraphProto, node: NodeProto, types: dict[str, onnx.TypeProto]) -> None:
+        self.graph, self.node, self.types = graph, node, types
+        self.before: list[NodeProto] = []
+        self.after: list[NodeProto] = []
+
+    def take(self, name: str) -> Any:
+        """Remove an attribute; its value, or None."""
+        for i, attribute in enumerate(self.node.attribute):
+            if attribute.name == name:
+                value = helper.get_attribute_value(attribute)
+                del self.node.attribute[i]
+                return value
+        return None
+
+    def set(self, **attributes: Any) -> None:
+        self.node.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
+
+    def constant(self, role: str, value: Any, dtype: Any = np.int64) -> str:
+        name = f"{self.node.name or self.node.output[0]}/{role}"
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(value, dtype), name))
+        return name
+
+    def dtype(self, index: int = 0) -> np.dtype[Any]:
+        """numpy type of an input."""
+        found = self.types.get(self.node.input[index])
+        kind = found.tensor_type.elem_type if found is not None else 0
+        return np.dtype(helper.tensor_dtype_to_np_dtype(kind or onnx.TensorProto.FLOAT))
+
+    def known_shape(self, index: int) -> list[int | None]:
+        """Shape of an input, whose rank must be known."""
+        shape = self.shape(index)
+        if shape is None:
+            raise ModelError(
+                f"{self.node.op_type} node {self.node.name or self.node.output[0]!r} of this old opset needs an input "
+                "of known rank, which shape inference can't tell. Export the model with a newer opset."
+            )
+        return shape
+
+    def shape(self, index: int = 0) -> list[int | None] | None:
+        """Shape of an input, None where it isn't known."""
+        found = self.types.get(self.node.input[index])
+        if found is None or not found.tensor_type.HasField("shape"):
+            return None
+        return [d.dim_value if d.HasField("dim_value") else None for d in found.tensor_type.shape.dim]
+
+
+def _broadcast_7(u: _Upgrade) -> None:
+    """Until opset 7 the second operand was laid along an axis of the first, or along its last ones."""
+    axis = u.take("axis")
+    if u.take("broadcast") and axis is not None:
+        first, second = u.known_shape(0), u.known_shape(1)
+        _trailing_ones(u, len(first) - axis % len(first) - len(second))
+
+
+def _prelu_7(u: _Upgrade) -> None:
+    """A vector of slopes was one for each channel."""
+    if len(u.known_shape(1)) == 1 and u.known_shape(1) != [1]:
+        _trailing_ones(u, len(u.known_shape(0)) - 2)
+
+
+def _trailing_ones(u: _Upgrade, count: int) -> None:
+    if count > 0:
+        name = f"{u.node.name or u.node.output[0]}/aligned"
+        axes = u.constant("axes", list(range(-count, 0)))
+        u.before.append(helper.make_node("Unsqueeze", [u.node.input[1], axes], [name], name))
+        u.node.input[1] = name
+
+
+def _without(*names: str) -> Callable[[_Upgrade], None]:
+    """Attributes that said nothing, or only that the model is not being trained."""
+
+    def follow(u: _Upgrade) -> None:
+        for name in names:
+            u.take(name)
+
+    return follow
+
+
+def _axes_to_input(u: _Upgrade) -> None:
+    axes = u.take("axes")
+    if axes is not None:
+        u.node.input.append(u.constant("axes", axes))
+
+
+def _split_13(u: _Upgrade) -> None:
+    sizes = u.take("split")
+    if sizes is not None:
+        u.node.input.append(u.constant("split", sizes))
+
+
+def _split_18(u: _Upgrade) -> None:
+    if len(u.node.input) < 2:
+        u.set(num_outputs=len(u.node.output))
+
+
+def _dropout(u: _Upgrade) -> None:
+    u.take("ratio")
+
+
+def _clip(u: _Upgrade) -> None:
+    kind = u.dtype()
+    bounds = [(role, u.take(role)) for role in ("min", "max")]
+    names = ["" if value is None else u.constant(role, value, kind) for role, value in bounds]
+    u.node.input.extend(names if names[1] else [n for n in names[:1] if n])
+
+
+def _pad(u: _Upgrade) -> None:
+    value = u.take("value")
+    u.node.input.append(u.constant("pads", u.take("pads")))
+    if value:
+        u.node.input.append(u.constant("value", value, u.dtype()))
+
+
+def _slice(u: _Upgrade) -> None:
+    for role in ("starts", "ends", "axes"):
+        value = u.take(role)
+        if value is not None:
+            u.node.input.append(u.constant(role, value))
+
+
+def _top_k(u: _Upgrade) -> None:
+    u.node.input.append(u.constant("k", [u.take("k")]))
+
+
+def _upsample(u: _Upgrade) -> None:
+    scales = u.take("scales")
+    name = u.node.input[1] if scales is None else u.constant("scales", scales, np.float32)
+    u.node.op_type = "Resize"
+    del u.node.input[1:]
+    u.node.input.extend(["", name])
+    u.set(coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+
+
+def _resize_10(u: _Upgrade) -> None:
+    u.node.input.insert(1, "")
+    u.set(coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+
+
+def _coerced_softmax(u: _Upgrade) -> None:
+    """Until opset 13 Softmax flattened everything from `axis` on into one row."""
+    axis = u.take("axis")
+    axis = 1 if axis is None else axis
+    shape = u.known_shape(0)
+    axis %= len(shape)
+    if all(d == 1 for d in shape[axis + 1 :]):
+        u.set(axis=axis)
+        return
+    name = u.node.name or u.node.output[0]
+    source, output = u.node.input[0], u.node.output[0]
+    flat, rows, size = f"{name}/flat", f"{name}/rows", f"{name}/shape"
+    u.before.append(helper.make_node("Flatten", [source], [flat], f"{name}/Flatten", axis=axis))
+    u.before.append(helper.make_node("Shape", [source], [size], f"{name}/Shape"))
+    u.node.input[0], u.node.output[0] = flat, rows
+    u.set(axis=-1)
+    u.after.append(helper.make_node("Reshape", [rows, size], [output], f"{name}/Reshape"))
+
+
+def _batch_normalization(u: _Upgrade) -> None:
+    if u.take("spatial") == 0:
+        raise ModelError(
+            f"BatchNormalization node {u.node.name!r} has spatial=0, which no opset since 9 can express. "
+            "Export the model again with a newer opset."
+        )
+
+
+def _roi_align(u: _Upgrade) -> None:
+    u.set(coordinate_transformation_mode="output_half_pixel")
+
+
+def _grid_sample(u: _Upgrade) -> None:
+    mode = u.take("mode")
+    mode = mode.decode() if mode else "bilinear"
+    u.set(mode={"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode))
+
+
+def _scatter(u: _Upgrade) -> None:
+    u.node.op_type = "ScatterElements"
+
+
+_REDUCTIONS = "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSumSquare"
+
+# operator: (the opset that changed it, how to follow), oldest first
+UPGRADES: dict[str, list[tuple[int, Callable[[_Upgrade], None]]]] = {
+    **{name: [(7, _broadcast_7)] for name in ("Add", "Sub", "Mul", "Div", "Pow")},
+    "BatchNormalization": [(7, _without("is_test", "consumed_inputs")), (9, _batch_normalization)],
+    "Clip": [(11, _clip)],
+    "Dropout": [(7, _without("is_test")), (12, _dropout)],
+    "Gemm": [(7, _without("broadcast"))],
+    "GridSample": [(20, _grid_sample)],
+    "Hardmax": [(13, _coerced_softmax)],
+    "LogSoftmax": [(13, _coerced_softmax)],
+    "PRelu": [(7, _prelu_7)],
+    "Pad": [(11, _pad)],
+    "ReduceSum": [(13, _axes_to_input)],
+    "Resize": [(11, _resize_10)],
+    "RoiAlign": [(16, _roi_align)],
+    "Scatter": [(11, _scatter)],
+    "Slice": [(10, _slice)],
+    "Softmax": [(13, _coerced_softmax)],
+    "Split": [(13, _split_13), (18, _split_18)],
+    "Squeeze": [(13, _axes_to_input)],
+    "TopK": [(10, _top_k)],
+    "Unsqueeze": [(13, _axes_to_input)],
+    "Upsample": [(11, _upsample)],
+    **{name: [(18, _axes_to_input)] for name in _REDUCTIONS.split()},
+}
+
+
+def upgrade(model: ModelProto, source: int, target: int) -> None:
+    """Rewrite, in place, every node whose spelling changed between two opsets."""
+    if any(node.op_type in UPGRADES for graph in graphs(model.graph) for node in graph.node):
+        _upgrade_graph(model.graph, infer(model).graph, {}, source, target)
+
+
+def _upgrade_graph(
+    graph: GraphProto, inferred: GraphProto, around: dict[str, onnx.TypeProto], source: int, target: int
+) -> None:
+    """One graph, and those inside its nodes; `around` are the types of what it may capture."""
+    types = around | types_in(inferred)
+    known = {n.output[0]: {a.name: a.g for a in n.attribute if a.HasField("g")} for n in inferred.node if n.output}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        for attribute in (a for a in node.attribute if a.HasField("g")):
+            inner = known.get(node.output[0], {}).get(attribute.name, GraphProto())
+            _upgrade_graph(attribute.g, inner, types, source, target)
+        step = _Upgrade(graph, node, types)
+        if node.domain in ("", "ai.onnx"):
+            for version, follow in UPGRADES.get(node.op_type, []):
+                if source < version <= target:
+                    follow(step)
+        nodes += [*step.before, node, *step.after]
+    if len(nodes) > len(graph.node):
+        put_nodes(graph, nodes)
