@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import Result
+from PIL import Image
 
 import gbprewrite
 from gbprewrite import modelfile, report
@@ -145,6 +146,14 @@ class TestConvert:
     def test_no_flaw_no_line(self, cnn_path: Path, cli: Cli) -> None:
         assert "\nflaw" not in cli("convert", cnn_path).output
         assert "\nflaw" not in cli("inspect", cnn_path.with_name("cnn.guided.onnx")).output
+
+    def test_maps_only(self, cnn_path: Path, cli: Cli) -> None:
+        """The advice can be followed: verify needs the source, and the file explains without scores."""
+        (verify, *_) = facts(cli("convert", cnn_path, "--maps-only", "--json"))["next"]
+        assert cli(*verify.split()[1:]).exit_code == 0
+        Image.new("RGB", (12, 12), "red").save(cnn_path.with_name("red.png"))
+        text = cli("explain", cnn_path.with_name("cnn.guided.onnx"), cnn_path.with_name("red.png")).output
+        assert "the scores are no output of the file: no classes to list" in text
 
     def test_quiet(self, cnn_path: Path, cli: Cli) -> None:
         assert cli("convert", cnn_path, "--quiet").output == ""
