@@ -16,6 +16,7 @@ from gbprewrite.protos import elements
 from gbprewrite.tensors import SMALL
 
 DECISIVE = 64  # elements: integers up to here are shapes, axes, pads; their values decide what a node means
+FOUR_BITS = (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1)  # two in a byte of the file
 CHECKED_WHOLE = 50_000_000  # bytes of weights: more than these cost the checker more time than the conversion takes
 PROTOBUF_LIMIT = 2_000_000_000  # a protobuf message ends at 2 GiB; beyond it weights go to a file of their own
 
@@ -160,7 +161,8 @@ def _bytes(tensor: onnx.TensorProto) -> int:
     """What a tensor's data takes; nothing for text."""
     if tensor.data_type == TensorProto.STRING:
         return 0
-    return elements(tensor.dims) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    size = elements(tensor.dims) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    return -(-size // 2) if tensor.data_type in FOUR_BITS else size
 
 
 def sha256(model: onnx.ModelProto) -> str:

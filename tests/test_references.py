@@ -101,3 +101,10 @@ class TestLargeModels:
         assert not modelfile.is_large(self.source())
         monkeypatch.setattr(modelfile, "PROTOBUF_LIMIT", 64 * 3 * 9 * 4 + 80 * 80 * 4)
         assert modelfile.is_large(self.source())
+
+    def test_four_bits_are_half_a_byte(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        packed = onnx.helper.make_tensor("w", onnx.TensorProto.INT4, [3000], [1] * 3000)
+        small = self.source()
+        small.graph.initializer.append(packed)
+        monkeypatch.setattr(modelfile, "PROTOBUF_LIMIT", small.ByteSize() + 100)
+        assert not modelfile.is_large(small)
