@@ -79,11 +79,10 @@ class Work(NamedTuple):
     instances: Callable[[], Instances]
 
     def cotangents(self, method: str, selection: Selection | None = None) -> list[list[Tensor | None]]:
-        """Of each input, one for each class, by the combinator that the method is made with."""
-        combinator = METHODS[method]
-        rule_of = partial(policies.rule_of, combine=self.settings.combinators[combinator], marked=self.marked)
-        tag = "grad" if combinator == "gradient" else combinator
-        return differentiate.pull_back(self.op, selection or self.chosen, rule_of, self.seeds.cotangents, tag)
+        """Of each input, one for each class, by the reverse walk that the method is made with."""
+        made_by = METHODS[method]
+        rule_of = partial(made_by.rule_of, combinators=self.settings.combinators, marked=self.marked)
+        return differentiate.pull_back(self.op, selection or self.chosen, rule_of, self.seeds.cotangents, made_by.tag)
 
 
 def walk(work: Work, method: str) -> list[Map]:
@@ -237,6 +236,7 @@ def _mean(op: Builder, gradients: Tensor, x: Tensor, count: int) -> Tensor:
 
 MAPS: dict[str, Callable[[Work, str], list[Map]]] = {
     **dict.fromkeys(("gradient", "guided", "deconvnet", "rectgrad"), walk),
+    **dict.fromkeys(("gradient_no_switches", "guided_no_switches", "deconvnet_no_switches"), walk),
     "input_x_gradient": input_x_gradient,
     "gradcam": gradcam,
     "guided_gradcam": guided_gradcam,

@@ -107,7 +107,7 @@ def print_conversion(facts: Row) -> None:
     nodes, opset, size = facts["nodes"], facts["opset"], facts["bytes"]
     change = f"{100 * (size['after'] / size['before'] - 1):+.1f} %"
     raised = f", opset {opset['before']} to {opset['after']}" if opset["before"] != opset["after"] else ""
-    plain = all(policies.METHODS[method] == "gradient" for method in facts["methods"])
+    plain = all(policies.METHODS[method].combinator == "gradient" for method in facts["methods"])
     rectified = "keep their derivative" if plain else "rewritten"
     print_pairs(
         {

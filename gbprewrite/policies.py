@@ -1,15 +1,15 @@
 """A method is a table of rules.
 
 `COMBINATORS` are small functions laid over the rules of the *rectifiers*, which are instances (marked in the view), not
-operator types. `METHODS` names every kind of map, and the combinator of the reverse walk that it is made of; what is
-made of it stands in companions.py.
+operator types. `METHODS` names every kind of map, and the reverse walk that it is made of; what is made of it stands in
+companions.py.
 
 Sources: Simonyan et al. 2013 (gradient); Zeiler and Fergus 2013, section 2.1 (deconvnet: rectify the signal on its way
 back); Springenberg et al. 2014, section 3.4 and figure 1 (guided: both masks); Kim et al. 2019, "Why are saliency maps
 noisy? Cause of and solution to noisy saliency maps" (rectgrad: what is important goes back).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from onnx import TensorProto
 from gbprewrite.errors import UsageError
 from gbprewrite.idioms import RAISED, RAMP
 from gbprewrite.rules import VJP, Formula, Rule
+from gbprewrite.rules.pooling import SWITCHLESS
 from gbprewrite.shapes import Refused, constant_of, fixed
 from gbprewrite.tensors import Tensor, is_float
 
@@ -60,16 +61,42 @@ COMBINATORS: dict[str, Combinator] = {
     "deconvnet": deconvnet,
     "rectgrad": rectgrad,
 }
+
+
+class Method(NamedTuple):
+    """What the reverse walk of a method does at rectifiers, and whether max pools use their switches."""
+
+    combinator: str
+    switches: bool = True
+
+    @property
+    def tag(self) -> str:
+        """In the names of what the walk writes."""
+        name = "grad" if self.combinator == "gradient" else self.combinator
+        return name if self.switches else f"{name}_no_switches"
+
+    def rule_of(self, node: gs.Node, combinators: Mapping[str, Combinator], marked: set[int]) -> Rule:
+        """The rule that one node meets."""
+        if node.op == "If":
+            inner = partial(self.rule_of, combinators=combinators, marked=marked)
+            return VJP["If"]._replace(formula=partial(VJP["If"].formula, rule_of=inner))
+        rule = VJP[node.op] if self.switches else SWITCHLESS.get(node.op, VJP[node.op])
+        return rule._replace(formula=combinators[self.combinator](rule.formula)) if id(node) in marked else rule
+
+
 METHODS = {
-    "gradient": "gradient",
-    "guided": "guided",
-    "deconvnet": "deconvnet",
-    "input_x_gradient": "gradient",
-    "gradcam": "gradient",
-    "guided_gradcam": "guided",
-    "rectgrad": "rectgrad",
-    "smoothgrad": "gradient",
-    "integrated_gradients": "gradient",
+    "gradient": Method("gradient"),
+    "guided": Method("guided"),
+    "deconvnet": Method("deconvnet"),
+    "input_x_gradient": Method("gradient"),
+    "gradcam": Method("gradient"),
+    "guided_gradcam": Method("guided"),
+    "rectgrad": Method("rectgrad"),
+    "smoothgrad": Method("gradient"),
+    "integrated_gradients": Method("gradient"),
+    "gradient_no_switches": Method("gradient", switches=False),
+    "guided_no_switches": Method("guided", switches=False),
+    "deconvnet_no_switches": Method("deconvnet", switches=False),
 }
 # What arrives at a rectifier's own rule in place of dy.
 SIGNALS = {"guided": "max(dy, 0)", "rectgrad": "dy·(y·dy > τ)"}
@@ -93,6 +120,12 @@ LIMITS = {
     "noise's size (Smilkov et al. 2017)",
     "integrated_gradients": "explains the difference to its baseline, so that another baseline gives another map, and "
     "pixels equal to the baseline's get nothing (Sundararajan et al. 2017)",
+    "gradient_no_switches": "is no gradient: max pools hand their signal down evenly, to compare with what their "
+    "switches take from the image (Springenberg et al. 2014)",
+    "guided_no_switches": "does not know where in its windows a max pool found something: compare it with guided "
+    "(Springenberg et al. 2014), whose other limits it has",
+    "deconvnet_no_switches": "sees nothing of the image in max pools and rectifiers: it is the pattern that the "
+    "weights hold for the unit that is explained (Springenberg et al. 2014)",
 }
 
 RECTIFIERS = ("Relu", "Clip", "ThresholdedRelu")
@@ -187,23 +220,15 @@ def rectified(found: Iterable[Nonlinearity], rectify: Sequence[str] = ()) -> set
     }
 
 
-def rule_of(node: gs.Node, combine: Combinator, marked: set[int]) -> Rule:
-    """The rule that one node meets under a method."""
-    rule = VJP[node.op]
-    if node.op == "If":
-        inner = partial(rule_of, combine=combine, marked=marked)
-        return rule._replace(formula=partial(rule.formula, rule_of=inner))
-    return rule._replace(formula=combine(rule.formula)) if id(node) in marked else rule
-
-
 def description(node: gs.Node, method: str, marked: set[int]) -> str:
     """What a method does at a node, in a formula."""
     plain = VJP[node.op].text if node.op in VJP else "no rule"
     if id(node) not in marked:
         return plain
-    if METHODS[method] == "deconvnet":
+    combinator = METHODS[method].combinator
+    if combinator == "deconvnet":
         return "dx = max(dy, 0)"
-    return plain.replace("dy", SIGNALS.get(METHODS[method], "dy"), 1)
+    return plain.replace("dy", SIGNALS.get(combinator, "dy"), 1)
 
 
 def quantile(op: Any, v: Tensor, share: float) -> Tensor:

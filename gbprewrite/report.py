@@ -18,6 +18,7 @@ from gbprewrite.modelfile import opset_of, sha256
 from gbprewrite.normalise import parameters
 from gbprewrite.qlinear import QLINEAR
 from gbprewrite.rules import NO_GRADIENT, VJP
+from gbprewrite.rules.pooling import SWITCHLESS
 from gbprewrite.seed import Target, parse
 from gbprewrite.select import Selection
 from gbprewrite.version import __version__
@@ -154,7 +155,7 @@ def record(
         **{f"{role}_name": names[role] if role in target.roles else None for role in names},
         "rectifiers": treatments([n for n in found if id(n.node) in marked], methods, marked),
         "activations": treatments([n for n in found if id(n.node) not in marked], methods, marked),
-        "pools": pools(with_branches(chosen.nodes, chosen.inputs)),
+        "pools": pools(with_branches(chosen.nodes, chosen.inputs), methods),
         "nodes": len(model.graph.node),
         "added": {"nodes": added[0], "initializers": added[1]},
         "opset": opset_of(model),
@@ -197,13 +198,15 @@ def treatments(
     ]
 
 
-def pools(nodes: Iterable[gs.Node]) -> list[dict[str, Any]]:
-    """A row for each pool."""
-    return [
-        {"node": n.name, "operator": n.op, "rule": VJP[n.op].text if n.op in VJP else "no rule"}
-        for n in nodes
-        if n.op in policies.POOLS
-    ]
+def pools(nodes: Iterable[gs.Node], methods: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """A row for each pool, with the rule that it meets under these methods."""
+    switches = {policies.METHODS[m].switches for m in methods} or {True}
+
+    def rule(operator: str) -> str:
+        tables = [VJP if used else {**VJP, **SWITCHLESS} for used in sorted(switches, reverse=True)]
+        return "; or ".join(dict.fromkeys(table[operator].text if operator in table else "no rule" for table in tables))
+
+    return [{"node": n.name, "operator": n.op, "rule": rule(n.op)} for n in nodes if n.op in policies.POOLS]
 
 
 def value_row(value: onnx.ValueInfoProto) -> dict[str, Any]:

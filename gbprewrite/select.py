@@ -12,6 +12,7 @@ from gbprewrite import differentiate, policies, seed
 from gbprewrite.branches import names_inside
 from gbprewrite.errors import ModelError, UnsupportedOperators, UsageError
 from gbprewrite.policies import METHODS, Nonlinearity
+from gbprewrite.rules.pooling import SWITCHLESS
 from gbprewrite.tensors import Tensor, is_float
 
 
@@ -174,12 +175,19 @@ def rectifiers(
 ) -> tuple[list[Nonlinearity], set[int]]:
     """Every nonlinearity among the nodes, and id() of those that guided and deconvnet act on.
 
-    Raises ModelError when such a method would act on nothing, UsageError when `rectify` names no activation.
+    Raises ModelError when such a method, or one without switches, would act on nothing, UsageError when `rectify` names
+    no activation.
     """
     found = [n for n in map(policies.nonlinearity, nodes) if n]
     marked = policies.rectified(found, rectify)
+    has_switches = any(n.op in SWITCHLESS for n in nodes)
     for method in methods:
-        if METHODS[method] != "gradient" and not marked:
+        if not METHODS[method].switches and not has_switches:
+            raise ModelError(
+                f"method {method!r} finds no max pool between the input and the score, and so no switches to do "
+                f"without. Use --method {METHODS[method].combinator}."
+            )
+        if METHODS[method].combinator != "gradient" and not marked:
             raise ModelError(_nothing_to_rectify(method, found))
     return found, marked
 

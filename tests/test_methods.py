@@ -54,6 +54,47 @@ def test_relu6_is_open_strictly_between_its_bounds() -> None:
     np.testing.assert_array_equal(found["deconvnet"], [1, 1, 1, 1, 1, 0])
 
 
+# What of the plane each window sees (first row, rows, first column, columns), in the order of the cotangents.
+WITHOUT_SWITCHES = {
+    "side by side": (
+        "MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r)",
+        [(r, 2, c, 2) for r in (0, 2) for c in (0, 2)],
+    ),
+    "overlapping": (
+        "MaxPool <kernel_shape = [2, 3], strides = [2, 1]> (r)",
+        [(r, 2, c, 3) for r in (0, 2) for c in (0, 1)],
+    ),
+    "over the border": (
+        "MaxPool <kernel_shape = [3, 3], strides = [3, 3], pads = [1, 1, 1, 1]> (r)",
+        [(r, 2, c, 2) for r in (0, 2) for c in (0, 2)],
+    ),
+    "the whole plane": ("GlobalMaxPool (r)", [(0, 4, 0, 4)]),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_SWITCHES)
+def test_without_switches_each_window_hands_down_evenly(case: str) -> None:
+    body, windows = WITHOUT_SWITCHES[case]
+    size = int(np.sqrt(len(windows)))
+    source = model(f"g (float[1, 1, 4, 4] x) => (float[1, 1, {size}, {size}] y) {{ r = Relu (x) y = {body} }}")
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(size=(1, 1, 4, 4)), rng.random((1, 1, size, size))
+    spread = np.zeros((1, 1, 4, 4))
+    for share, (row, rows, column, columns) in zip(dy.ravel(), windows, strict=True):
+        spread[0, 0, row : row + rows, column : column + columns] += share / (rows * columns)
+    found = maps(source, x, dy, tuple(f"{m}_no_switches" for m in METHODS))
+    np.testing.assert_allclose(found["deconvnet_no_switches"], spread, rtol=1e-6)
+    np.testing.assert_allclose(found["guided_no_switches"], spread * (x > 0), rtol=1e-6)
+    np.testing.assert_allclose(found["gradient_no_switches"], spread * (x > 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["guided_no_switches", "deconvnet_no_switches"])
+def test_without_max_pools_there_is_nothing_to_do_without(method: str) -> None:
+    source = model("g (float[1, 1, 4, 4] x) => (float[1, 1, 1, 1] y) { r = Relu (x) y = GlobalAveragePool (r) }")
+    with pytest.raises(gbprewrite.ModelError, match=f"no max pool.*Use --method {method.split('_')[0]}"):
+        gbprewrite.convert(source, method)
+
+
 def test_switches_remember_where_each_maximum_was() -> None:
     """After Zeiler and Fergus 2013, figure 1: what comes back lands where the maximum of its region was."""
     source = model(

@@ -6,7 +6,7 @@ Source: https://onnx.ai/onnx/operators/onnx__MaxPool.html, onnx__AveragePool.htm
 
 import numpy as np
 
-from gbprewrite.rules import vjp
+from gbprewrite.rules import Rule, vjp
 from gbprewrite.rules.elementwise import zero
 from gbprewrite.shapes import rank
 
@@ -45,6 +45,16 @@ def global_max_pool(op, dy, y, x):
     first = op.ArgMax(flat, axis=2, keepdims=1)
     chosen = op.Equal(op.range(op.product(space)), first)
     return op.reshape_like(op.Where(chosen, op.reshape(dy, [n, c, 1]), zero(dy)), x)
+
+
+def spread(op, dy, y, x, **window):
+    """dx = every window spreads dy evenly over what it sees of x: no switches"""
+    window.pop("storage_order")
+    return op.average_pool_grad(dy, x, count_include_pad=0, **window)
+
+
+# Max pools, when nothing is to be remembered of the image: their cotangent as if they were average pools.
+SWITCHLESS = {"MaxPool": Rule(spread), "GlobalMaxPool": Rule(global_average_pool)}
 
 
 @vjp("GlobalLpPool")

@@ -88,6 +88,9 @@ RENDERINGS = {
     "guided": Rendering("guided backpropagation"),
     "deconvnet": Rendering("deconvnet"),
     "gradient": Rendering("gradient", "absolute", "gray"),
+    "guided_no_switches": Rendering("guided, no switches"),
+    "deconvnet_no_switches": Rendering("deconvnet, no switches"),
+    "gradient_no_switches": Rendering("gradient, no switches", "absolute", "gray"),
 }
 
 
