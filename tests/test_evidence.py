@@ -7,9 +7,8 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite import report
-from gbprewrite.runtime import evidence, images
-from gbprewrite.runtime.images import Options, plan
+from gbprewrite import evidence, report
+from gbprewrite.preprocessing import Options, plan
 from tests.small import model
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"
@@ -243,6 +242,6 @@ def test_public_models_are_worked_out_as_far_as_they_tell(name, text, guesses, f
     built = onnx.load(SHARED / f"{name}.onnx")
     value = next(i for i in built.graph.input if i.name not in {t.name for t in built.graph.initializer})
     shape = [d.dim_value if d.dim_value > 0 else "?" for d in value.type.tensor_type.shape.dim]
-    made = images.plan(value.name, shape, np.float32, None, evidence.read(built, value.name))
+    made = plan(value.name, shape, np.float32, None, evidence.read(built, value.name))
     assert made.text().startswith(text)
     assert (len(made.guesses), len(made.facts)) == (guesses, facts)

@@ -14,10 +14,11 @@ from PIL import Image
 import gbprewrite
 from gbprewrite import cli
 from gbprewrite.errors import DataError, GbprewriteError, UsageError
-from gbprewrite.runtime import explain, images, labels, layout
+from gbprewrite.preprocessing import Options
+from gbprewrite.runtime import explain, labels, layout
 
 SHARED = Path(__file__).parents[2] / "shared"
-UNIT = images.Options(preset="unit")
+UNIT = Options(preset="unit")
 SIZE = 8
 RED, GREEN, BLUE = range(3)
 PIXELS = np.zeros((SIZE, SIZE, 3), np.uint8)
@@ -93,7 +94,7 @@ def test_classes_come_with_what_their_values_are(photo, head, meaning, values):
 @pytest.mark.parametrize("bgr", [False, True])
 @pytest.mark.parametrize("batch", ["N", 1, 2])
 def test_maps_have_red_first_whatever_the_network_is_fed(photo, layout, bgr, batch):
-    options = images.Options(preset="unit", bgr=bgr)
+    options = Options(preset="unit", bgr=bgr)
     explainer = explain.PhotoExplainer(network(None, layout, batch), ["guided", "gradient"], preprocessing=options)
     found = explainer(photo)
     seen = np.zeros((SIZE, SIZE, 3))
@@ -158,7 +159,7 @@ def test_of_an_inner_tensor_no_classes_are_listed(photo):
         (network(), {"target": "input"}, UsageError, "needs a value at run time"),
         (network(), {"target": "seed"}, UsageError, "needs a value at run time"),
         (network(extra_input=True), {}, UsageError, "2 inputs.*gbprewrite run"),
-        (network(), {"preprocessing": images.Options(size=(9, 9))}, UsageError, "only takes 8x8"),
+        (network(), {"preprocessing": Options(size=(9, 9))}, UsageError, "only takes 8x8"),
         (network(), {"providers": "tpu"}, UsageError, "tpu"),
     ],
 )
@@ -340,7 +341,7 @@ def test_squeezenet_knows_the_photographs(name, index, label, value):
         pytest.skip("shared/ (real networks and photographs) is not here")
     explainer = explain.PhotoExplainer(
         SHARED / "models" / "squeezenet11.onnx",
-        preprocessing=images.Options(preset="caffe"),
+        preprocessing=Options(preset="caffe"),
         labels=labels.read(SHARED / "models" / "imagenet_labels.json"),
     )
     top = explainer(SHARED / "photos" / f"{name}.png").top[0]

@@ -13,11 +13,12 @@ from PIL import Image
 
 from gbprewrite.cli import progress
 from gbprewrite.errors import DataError, OutputError, UsageError
-from gbprewrite.runtime import explain, gallery, images, layout, photofiles, sheet
+from gbprewrite.preprocessing import Options
+from gbprewrite.runtime import explain, gallery, layout, photofiles, sheet
 from gbprewrite.runtime.pictures import style
 from tests.test_explain import PIXELS, SIZE, names, network, run, spatial
 
-UNIT = images.Options(preset="unit")
+UNIT = Options(preset="unit")
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from gbprewrite.errors import DataError, UsageError
-from gbprewrite.runtime import images
-from gbprewrite.runtime.images import Options, plan, read
+from gbprewrite.preprocessing import RESIZES, Options, numbers, plan, size
+from gbprewrite.runtime.images import fit, read
 
 NCHW, NHWC = (1, 3, 4, 6), (1, 4, 6, 3)
 
@@ -43,7 +43,7 @@ P = PIXELS.astype(np.float64)
 @pytest.mark.parametrize("shape", [NCHW, NHWC])
 def test_values_are_pixel_times_scale_minus_mean_over_std(options, expected, shape):
     preprocessing = plan("x", shape, np.float32, options)
-    array = preprocessing.array(preprocessing.fit(Image.fromarray(PIXELS)))
+    array = preprocessing.array(fit(preprocessing, Image.fromarray(PIXELS)))
     assert array.shape == shape
     assert array.dtype == np.float32
     channels_last = array[0].transpose(1, 2, 0) if shape is NCHW else array[0]
@@ -76,7 +76,7 @@ def test_a_coarse_map_of_one_channel_is_turned_as_well(shape, given, expected):
 
 def test_grey_is_the_luma_of_the_photograph():
     preprocessing = plan("x", (1, 1, 4, 6), np.float32, Options(scale=1.0))
-    array = preprocessing.array(preprocessing.fit(Image.fromarray(PIXELS)))
+    array = preprocessing.array(fit(preprocessing, Image.fromarray(PIXELS)))
     assert array.shape == (1, 1, 4, 6)
     np.testing.assert_allclose(array[0, 0], P @ [0.299, 0.587, 0.114], atol=0.51)  # Pillow rounds to 8 bits
 
@@ -136,30 +136,30 @@ def test_crop_is_imagenets_evaluation(width, height):
     scaled = image.resize((round(width * factor), round(height * factor)), Image.Resampling.BICUBIC)
     left, top = (scaled.width - 56) // 2, (scaled.height - 56) // 2
     expected = np.asarray(scaled.crop((left, top, left + 56, top + 56)), int)
-    found = np.asarray(plan("x", (1, 3, 56, 56), np.float32).fit(image), int)
+    found = np.asarray(fit(plan("x", (1, 3, 56, 56), np.float32), image), int)
     assert np.abs(found - expected).max() <= 1  # Pillow rounds twice
 
 
 def test_stretch_keeps_the_whole_image():
     image = Image.fromarray(noise(20, 30))
-    found = plan("x", NCHW, np.float32, Options(resize="stretch")).fit(image)
+    found = fit(plan("x", NCHW, np.float32, Options(resize="stretch")), image)
     np.testing.assert_array_equal(found, image.resize((6, 4), Image.Resampling.BICUBIC))
 
 
-@pytest.mark.parametrize("resize", images.RESIZES)
+@pytest.mark.parametrize("resize", RESIZES)
 def test_an_image_of_the_right_size_is_not_resampled(resize):
-    found = plan("x", NCHW, np.float32, Options(resize=resize)).fit(Image.fromarray(PIXELS))
+    found = fit(plan("x", NCHW, np.float32, Options(resize=resize)), Image.fromarray(PIXELS))
     np.testing.assert_array_equal(found, PIXELS)
 
 
 def test_without_resizing_a_static_model_takes_only_its_size():
     with pytest.raises(DataError, match="image is 5x7, the model takes 4x6"):
-        plan("x", NCHW, np.float32, Options(resize="none")).fit(Image.fromarray(noise(5, 7)))
+        fit(plan("x", NCHW, np.float32, Options(resize="none")), Image.fromarray(noise(5, 7)))
 
 
 def test_without_resizing_a_dynamic_model_takes_the_images_size():
     made = plan("x", ("N", 3, "H", "W"), np.float16, Options(resize="none"))
-    assert made.array(made.fit(Image.fromarray(noise(5, 7)))).shape == (1, 3, 5, 7)
+    assert made.array(fit(made, Image.fromarray(noise(5, 7)))).shape == (1, 3, 5, 7)
 
 
 def rotated() -> Image.Exif:
@@ -253,24 +253,24 @@ def test_a_huge_image_is_refused(tmp_path, monkeypatch):
     ],
 )
 def test_numbers_are_read(value, expected):
-    assert images.numbers("mean", value) == expected
+    assert numbers("mean", value) == expected
 
 
 @pytest.mark.parametrize("value", ["", "a", "1;2", "1/0", "nan", "inf", "1,,2", "1/", "1/2/3", "1e999"])
 def test_other_text_is_no_number(value):
     with pytest.raises(UsageError, match="--mean"):
-        images.numbers("mean", value)
+        numbers("mean", value)
 
 
 @pytest.mark.parametrize(("value", "expected"), [("224", (224, 224)), ("48x192", (48, 192)), ("48X192", (48, 192))])
 def test_sizes_are_read(value, expected):
-    assert images.size(value) == expected
+    assert size(value) == expected
 
 
 @pytest.mark.parametrize("value", ["", "x", "48x", "-1", "1x2x3", "0.5"])
 def test_other_text_is_no_size(value):
     with pytest.raises(UsageError, match="--size"):
-        images.size(value)
+        size(value)
 
 
 @pytest.mark.parametrize(
@@ -283,4 +283,4 @@ def test_other_text_is_no_size(value):
     ],
 )
 def test_the_text_gives_the_formula(options, expected):
-    assert plan("x", NCHW, np.float32, options).text() == expected + images.RESIZES["crop"].text
+    assert plan("x", NCHW, np.float32, options).text() == expected + RESIZES["crop"]

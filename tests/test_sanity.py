@@ -15,7 +15,7 @@ from PIL import Image
 
 import gbprewrite
 from gbprewrite.errors import DataError, ModelError, RuntimeUnavailable, UsageError
-from gbprewrite.runtime import images
+from gbprewrite.preprocessing import Options
 from gbprewrite.runtime.explainer import Explainer
 from gbprewrite.sanity import layers as weighted
 from gbprewrite.sanity import outputs, similarity
@@ -27,7 +27,7 @@ skimage_metrics = pytest.importorskip("skimage.metrics")
 skimage_feature = pytest.importorskip("skimage.feature")
 
 SHARED = Path(__file__).parents[2] / "shared"
-UNIT = images.Options(preset="unit")
+UNIT = Options(preset="unit")
 SIDE = 12
 
 
@@ -354,7 +354,7 @@ def test_squeezenet_has_the_published_shape() -> None:
     top, middle, lowest = "conv10_1", "fire5/squeeze1x1_1", "conv1_1"
     found = sanity(
         SHARED / "models" / "squeezenet11.onnx", [SHARED / "photos" / f"{name}.png" for name in ("chelsea", "coffee")],
-        method=["gradient", "guided"], preprocessing=images.Options(preset="caffe"), layer=[top, middle, lowest],
+        method=["gradient", "guided"], preprocessing=Options(preset="caffe"), layer=[top, middle, lowest],
         providers="cpu",
     )  # fmt: skip
     assert [photo.explained.index for photo in found.photos] == [(285,), (967,)]

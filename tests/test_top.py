@@ -14,12 +14,13 @@ from PIL import Image
 
 import gbprewrite
 from gbprewrite.errors import DataError, UsageError
-from gbprewrite.runtime import images, topsheet
+from gbprewrite.preprocessing import Options
+from gbprewrite.runtime import topsheet
 from gbprewrite.runtime.top import Box, Example, TopImages, Winner, field
 from tests.small import cnn, model, run
 
 Cli = Callable[..., Result]
-UNIT = images.Options(preset="unit")
+UNIT = Options(preset="unit")
 SIZE, COUNT = 12, 7
 
 

@@ -21,7 +21,7 @@ from gbprewrite.cli.options import (
     provider_option,
     quiet_option,
 )
-from gbprewrite.runtime import images
+from gbprewrite.preprocessing import Options
 from gbprewrite.runtime import labels as class_labels
 
 
@@ -62,7 +62,7 @@ def explain(
     html: Path | None,
     save: str | None,
     drawing: dict[str, Any],
-    preprocessing: images.Options,
+    preprocessing: Options,
     labels: Path | None,
     provider: str,
     force: bool,

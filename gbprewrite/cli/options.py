@@ -9,10 +9,10 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from gbprewrite import preprocessing
 from gbprewrite.companions import BASELINES
 from gbprewrite.errors import UsageError
 from gbprewrite.policies import METHODS
-from gbprewrite.runtime import images
 from gbprewrite.spellings import SPELLINGS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -206,13 +206,13 @@ def _parsed(read: Callable[[str], Any]) -> Callable[[click.Context, click.Parame
     return lambda _ctx, _param, value: None if value is None else read(value)
 
 
-# Parameter names are the fields of images.Options.
+# Parameter names are the fields of preprocessing.Options.
 PREPROCESSING = (
     click.option(
         "--preset",
-        type=click.Choice(list(images.PRESETS)),
+        type=click.Choice(list(preprocessing.PRESETS)),
         help="The preprocessing of the model's training: "
-        + "; ".join(f"{name} ({preset.text})" for name, preset in images.PRESETS.items())
+        + "; ".join(f"{name} ({preset.text})" for name, preset in preprocessing.PRESETS.items())
         + ". The options below override its parts. Default: what the model tells (metadata, a normalisation as its "
         "first nodes), else a guess: unit where the model takes grey or --scale, --mean or --std is given, caffe where "
         "its producer or its first Conv suggests it, else imagenet. Both are printed.",
@@ -220,46 +220,46 @@ PREPROCESSING = (
     click.option(
         "--scale",
         metavar="NUMBER",
-        callback=_parsed(lambda text: images.number("scale", text)),
+        callback=_parsed(lambda text: preprocessing.number("scale", text)),
         help="The network is fed (pixel * SCALE - MEAN) / STD, a pixel being 0 to 255. Default: the preset's.",
     ),
     click.option(
         "--mean",
         metavar="NUMBERS",
-        callback=_parsed(lambda text: images.numbers("mean", text)),
+        callback=_parsed(lambda text: preprocessing.numbers("mean", text)),
         help="In units of pixel * SCALE; one number, or one for each channel as fed (blue first with --bgr), such as "
         "0.485,0.456,0.406. Default: the preset's.",
     ),
     click.option(
         "--std",
         metavar="NUMBERS",
-        callback=_parsed(lambda text: images.numbers("std", text)),
+        callback=_parsed(lambda text: preprocessing.numbers("std", text)),
         help="One number or one for each channel, as fed. Default: the preset's.",
     ),
     click.option("--bgr/--rgb", default=None, help="Blue or red is the first channel. Default: the preset's."),
     click.option(
         "--size",
         metavar="SIZE",
-        callback=_parsed(images.size),
+        callback=_parsed(preprocessing.size),
         help="224, or HEIGHTxWIDTH. Default: the model's, or 224 where it takes any.",
     ),
     click.option(
         "--layout",
-        type=click.Choice(images.LAYOUTS),
+        type=click.Choice(preprocessing.LAYOUTS),
         default="auto",
         help="Where the channels are. Default: as the model's first nodes or its input's shape show.",
     ),
     click.option(
         "--resize",
-        type=click.Choice(list(images.RESIZES)),
+        type=click.Choice(list(preprocessing.RESIZES)),
         default="crop",
-        help="; ".join(f"{name}: {resize.text}" for name, resize in images.RESIZES.items()) + ". Default: crop.",
+        help="; ".join(f"{name}: {text}" for name, text in preprocessing.RESIZES.items()) + ". Default: crop.",
     ),
 )
 
 
 def preprocessing_options(command: Command) -> Command:
-    """--preset, --mean and the other options of images.Options, collected as `preprocessing`."""
+    """--preset, --mean and the other options of preprocessing.Options, collected as `preprocessing`."""
 
-    names = [field.name for field in dataclasses.fields(images.Options)]
-    return collected(command, PREPROCESSING, "preprocessing", names, images.Options)
+    names = [field.name for field in dataclasses.fields(preprocessing.Options)]
+    return collected(command, PREPROCESSING, "preprocessing", names, preprocessing.Options)

@@ -21,7 +21,7 @@ from gbprewrite.cli.options import (
     quiet_option,
 )
 from gbprewrite.policies import METHODS
-from gbprewrite.runtime import images
+from gbprewrite.preprocessing import Options
 from gbprewrite.runtime import labels as class_labels
 from gbprewrite.sanity import METHODS as COMPARED
 
@@ -77,7 +77,7 @@ def sanity(
     seed: int,
     draws: int,
     classes: int,
-    preprocessing: images.Options,
+    preprocessing: Options,
     labels: Path | None,
     provider: str,
     force: bool,

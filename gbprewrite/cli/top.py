@@ -22,7 +22,7 @@ from gbprewrite.cli.options import (
     quiet_option,
 )
 from gbprewrite.errors import DataError, UsageError
-from gbprewrite.runtime import images
+from gbprewrite.preprocessing import Options
 
 
 def _channels(_ctx: click.Context, _param: click.Parameter, text: str) -> tuple[int, ...]:
@@ -83,7 +83,7 @@ def top(
     count: int,
     method: str,
     output: Path | None,
-    preprocessing: images.Options,
+    preprocessing: Options,
     provider: str,
     force: bool,
     as_json: bool,

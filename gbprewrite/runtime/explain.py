@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto
 
-from gbprewrite import modelfile, policies, seed
+from gbprewrite import evidence, modelfile, policies, seed
 from gbprewrite.errors import DataError, UsageError
-from gbprewrite.runtime import arrays, evidence, images
+from gbprewrite.preprocessing import Options, plan
+from gbprewrite.runtime import arrays, images
 from gbprewrite.runtime import pictures as drawing
 from gbprewrite.runtime.explainer import Explainer, Explanation
 from gbprewrite.runtime.labels import Labels, check_number
@@ -87,7 +88,7 @@ class PhotoExplainer:
         method: str | Sequence[str] | None = None,
         target: str | int | Sequence[int] | None = None,
         *,
-        preprocessing: images.Options | None = None,
+        preprocessing: Options | None = None,
         labels: Labels | None = None,
         providers: str = "auto",
         **options: Any,
@@ -121,7 +122,7 @@ class PhotoExplainer:
             )
         self.input = self.explainer.inputs[0]
         told = evidence.read(proto, self.input.name)
-        self.preprocessing = images.plan(self.input.name, self.input.shape, self.input.dtype, preprocessing, told)
+        self.preprocessing = plan(self.input.name, self.input.shape, self.input.dtype, preprocessing, told)
         self._meaning = meaning_of(proto, record["output"])
 
     def __call__(self, path: str | os.PathLike[str]) -> ExplainedPhoto:
@@ -132,7 +133,7 @@ class PhotoExplainer:
         """
         image = images.read(path)
         with naming(path):
-            image = self.preprocessing.fit(image)
+            image = images.fit(self.preprocessing, image)
             explanation = self.explainer(self.preprocessing.array(image))
         values, meaning = self._class_values(explanation)
         order = () if values is None else np.argsort(-values, kind="stable")[:TOP]

@@ -17,11 +17,12 @@ import onnx
 from onnx import ModelProto
 from PIL import Image
 
-from gbprewrite import graft
+from gbprewrite import evidence, graft
 from gbprewrite.convert import convert, load
 from gbprewrite.errors import DataError, UsageError
+from gbprewrite.preprocessing import Options, plan
 from gbprewrite.protos import copied
-from gbprewrite.runtime import arrays, evidence, images
+from gbprewrite.runtime import arrays, images
 from gbprewrite.runtime.explain import naming
 from gbprewrite.runtime.explainer import Explainer
 from gbprewrite.runtime.session import Session
@@ -85,7 +86,7 @@ class TopImages:
         method: str = "deconvnet",
         *,
         count: int = COUNT,
-        preprocessing: images.Options | None = None,
+        preprocessing: Options | None = None,
         providers: str = "auto",
         **options: Any,
     ) -> None:
@@ -128,7 +129,7 @@ class TopImages:
         seed = next(s for s in self._explainer.slots if s.name == record["seed_name"])
         self._check_channels(seed.shape or ())
         told = evidence.read(source, self._input.name)
-        self.preprocessing = images.plan(self._input.name, self._input.shape, self._input.dtype, preprocessing, told)
+        self.preprocessing = plan(self._input.name, self._input.shape, self._input.dtype, preprocessing, told)
         self._best: dict[int, list[tuple[float, int, Winner]]] = {c: [] for c in self.channels}
 
     def _check_channels(self, shape: Sequence[int | str]) -> None:
@@ -167,7 +168,7 @@ class TopImages:
     def _look_at(self, path: Path, order: int) -> None:
         image = images.read(path)
         with naming(path):
-            feeds = arrays.fit({self._input.name: self._array(self.preprocessing.fit(image))}, [self._input])
+            feeds = arrays.fit({self._input.name: self._array(images.fit(self.preprocessing, image))}, [self._input])
             values = self._session.run(feeds, [self.layer])[self.layer][:1]
             if not np.isfinite(values).all():
                 raise DataError(f"the layer {self.layer!r} is not finite on this image.")
@@ -208,7 +209,7 @@ class TopImages:
         """The map of a winning unit. Raises DataError when the image can't be read any more, or the map overflowed."""
         image = images.read(winner.image)
         with naming(winner.image):
-            photo = self.preprocessing.fit(image)
+            photo = images.fit(self.preprocessing, image)
             seed = np.zeros(winner.shape)
             seed[(0, *winner.unit)] = 1
             found = self._explainer(self.preprocessing.array(photo), seed=seed)

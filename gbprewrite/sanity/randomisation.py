@@ -20,6 +20,7 @@ from gbprewrite import report
 from gbprewrite.convert import convert, load
 from gbprewrite.errors import DataError, UsageError
 from gbprewrite.graft import restore
+from gbprewrite.preprocessing import Options
 from gbprewrite.protos import copied
 from gbprewrite.runtime import images
 from gbprewrite.runtime.explain import ClassScore, PhotoExplainer
@@ -176,7 +177,7 @@ class RandomisationTest:
         paths: Sequence[str | os.PathLike[str]],
         method: Sequence[str] = METHODS,
         *,
-        preprocessing: images.Options | None = None,
+        preprocessing: Options | None = None,
         labels: Labels | None = None,
         layer: Sequence[str] = (),
         seed: int = 0,
@@ -262,7 +263,7 @@ class RandomisationTest:
         return [number for number, name in enumerate(known) if not names or name in names]
 
     def _input(self, path: Path) -> Array:
-        return self.preprocessing.array(self.preprocessing.fit(images.read(path)))
+        return self.preprocessing.array(images.fit(self.preprocessing, images.read(path)))
 
     def _trained(self, explainer: PhotoExplainer, path: Path) -> tuple[Photo, dict[str, dict[str, Array]]]:
         """What the trained network says, and what the measures see in each method's map of the class explained."""
