@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gbprewrite.errors import DataError
@@ -52,6 +53,11 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
+def of(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    """An image of 8-bit pixels [H,W,3] or [H,W,1]."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
 def fit(made: Preprocessing, image: Image.Image) -> Image.Image:
     """The image in the network's size and number of channels, still 8 bits and RGB: what a picture shows.
 
@@ -70,12 +76,21 @@ def _crop(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
     across, down = image.width / scaled[0], image.height / scaled[1]
     # Cropping first spares the memory of a panorama scaled as a whole.
-    box = (left * across, top * down, (left + width) * across, (top + height) * down)
-    return image.resize((width, height), Image.Resampling.BICUBIC, box)
+    return _resampled(image, width, height, (left * across, top * down, (left + width) * across, (top + height) * down))
 
 
 def _stretch(image: Image.Image, width: int, height: int) -> Image.Image:
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    return _resampled(image, width, height, (0, 0, image.width, image.height))
+
+
+def _resampled(image: Image.Image, width: int, height: int, box: tuple[float, float, float, float]) -> Image.Image:
+    """A part of an image in another size: columns first, then rows, rounded to 8 bits after each.
+
+    In one call Pillow chooses the order by the sizes, and not always the same in each of its versions.
+    """
+    left, top, right, bottom = box
+    narrow = image.resize((width, image.height), Image.Resampling.BICUBIC, (left, 0, right, image.height))
+    return narrow.resize((width, height), Image.Resampling.BICUBIC, (0, top, width, bottom))
 
 
 def _refuse(image: Image.Image, width: int, height: int) -> Image.Image:
