@@ -55,6 +55,18 @@ def feature_layer(graph: gs.Graph, chosen: Selection, name: str | None) -> Featu
     return FeatureLayer(found, axes.get(id(found), 1), {id(x): axes.get(id(x), 1) for x in chosen.inputs})
 
 
+def channel_axes(chosen: Selection) -> list[int]:
+    """The axis of the channels of each input. Raises ModelError where no operator on the way to the score tells it."""
+    axes = _channel_axes(chosen.nodes)
+    for x in chosen.inputs:
+        if id(x) not in axes:
+            raise ModelError(
+                f"nothing tells which axis of the input {x.name!r} {x.shape} holds its channels: no convolution or "
+                "pool reads it. Leave --as out, or choose another --input."
+            )
+    return [axes[id(x)] for x in chosen.inputs]
+
+
 def _last(chosen: Selection, axes: dict[int, int]) -> Tensor:
     read = {id(t) for node in chosen.nodes for t in node.inputs}
     for tensor in (t for node in reversed(chosen.nodes) for t in node.outputs):

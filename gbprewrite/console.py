@@ -67,6 +67,7 @@ def conversion_facts(source: Path, path: Path, model: ModelProto) -> Row:
     record = report.read_record(model)
     assert record is not None
     gained = {m["output"] for m in record["maps"]} | {record["explained_index_name"], *report.given_names(record)}
+    gained |= {record["embedded"]["name"]} if record["embedded"] else set()
     drawn = {row["name"] for row in record["given"] if row["kind"] == "noise"}  # unless it is given
     weights = {t.name for t in model.graph.initializer}
     inputs = [report.value_row(v) for v in model.graph.input if v.name not in weights]
@@ -84,9 +85,17 @@ def conversion_facts(source: Path, path: Path, model: ModelProto) -> Row:
         "new_outputs": [row for row in outputs if row["name"] in gained],
         "bytes": {"before": _bytes(source), "after": _bytes(path)},
         "flaw": record["flaw"],
+        "preprocessing": record["preprocessing"],
         "cam_layer": record["cam_layer"],
         "next": _next(path, source, record, [row for row in inputs if row["name"] not in drawn]),
     }
+
+
+def _photos_in_words(made: Row | None) -> dict[str, Any]:
+    """What photographs go through inside the file: the formula, what the model says, and guesses."""
+    if made is None:
+        return {}
+    return {"photographs": made["text"], "model says": made["facts"], "note": made["guesses"]}
 
 
 def _next(path: Path, source: Path, record: report.Record, inputs: Sequence[Row]) -> list[str]:
@@ -121,6 +130,7 @@ def print_conversion(facts: Row) -> None:
             "pools": _counts(facts["pools"]),
             "new inputs": map(value_in_words, facts["new_inputs"]),
             "new outputs": map(value_in_words, facts["new_outputs"]),
+            **_photos_in_words(facts["preprocessing"]),
             "flaw": _flaw_in_words(facts["flaw"]),
             "limits": policies.limits(facts["methods"]),
             "next": facts["next"],

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -11,7 +11,17 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from gbprewrite import companions, differentiate, modelfile, policies, report, seed, select
+from gbprewrite import (
+    companions,
+    differentiate,
+    embedded,
+    heatmaps,
+    modelfile,
+    policies,
+    report,
+    seed,
+    select,
+)
 from gbprewrite.branches import names_inside
 from gbprewrite.errors import GbprewriteError, ModelError, UnsupportedOperators, UsageError
 from gbprewrite.graft import check, declare_outputs, graft, keep_only, restore
@@ -19,7 +29,9 @@ from gbprewrite.instances import Instances
 from gbprewrite.lowering import Builder
 from gbprewrite.modelfile import opset_of
 from gbprewrite.normalise import normalise, parameters
+from gbprewrite.preprocessing import Options
 from gbprewrite.protos import copied
+from gbprewrite.settings import Settings
 from gbprewrite.spellings import SPELLINGS
 from gbprewrite.tensors import Tensor, is_float
 from gbprewrite.view import view
@@ -75,6 +87,12 @@ def convert(
     steps: int = 32,
     baseline: str = "zeros",
     samples: int = 16,
+    forms: str | Sequence[str] = ("raw",),
+    heatmap_dtype: str = "uint8",
+    scaling: str = "percentile:99",
+    colormap: str = "inferno",
+    embed_preprocessing: bool = False,
+    preprocessing: Options | Mapping[str, Any] | None = None,
 ) -> ModelProto:
     """A model that gives, besides its own outputs, attribution maps of its inputs.
 
@@ -110,15 +128,26 @@ def convert(
         baseline: where that integral begins: "zeros", or "input" for a new input `<input>_baseline` shaped like it.
         samples: number of SmoothGrad's noisy copies; the noise is a new input `<input>_noise` [samples, ...] that is
             added to every sample of the batch.
+        forms: "raw", the map itself; "heatmap", the largest channel of |map|, scaled, without the axis of channels;
+            "overlay", that in colour over the grey photograph, uint8 with a last axis red, green, blue. Or several.
+        heatmap_dtype: "uint8", 0 to 255, or "float", 0 to 1 in the map's type.
+        scaling: of heatmaps and overlays: "percentile:P", what is full strength (stronger values are clipped), or
+            "minmax", from the smallest value to the largest.
+        colormap: of overlays, one of matplotlib's.
+        embed_preprocessing: the file takes photographs: uint8 [N, height, width, channels], red first, as
+            `<input>_image` in place of its image input, and resizes and normalises them itself.
+        preprocessing: what photographs go through, for embed_preprocessing and overlays; what it does not say is worked
+            out from the model as `explain` does, and the file's record holds what came of it.
 
     Returns:
         The model with further outputs `<input>_<method>` (shape and dtype of the input, Grad-CAM's with one channel;
         with several classes an axis behind the batch) and `explained_index` (int64 [N], [N, K] for several classes,
         [N, rank-1] for a unit; absent for "seed"). A run-time target that does not exist makes the maps of its sample
-        NaN.
+        NaN (in uint8, which has none, nought). Heatmaps and overlays are `<input>_<method>_heatmap`, `..._overlay`.
 
     Raises:
-        UsageError: unknown method, score, input, target, or a target out of range.
+        UsageError: unknown method, score, input, target, form, or a target out of range; preprocessing that nothing
+            asked for reads, or that contradicts the model.
         ModelError: no ONNX model, nothing to rectify, no layer for Grad-CAM, a name clash, or a model converted
             already.
         UnsupportedOperators: operators between score and input that have no rule; all of them are listed.
@@ -137,10 +166,11 @@ def convert(
         **{"cam_layer": cam_layer, "rectgrad_tau": rectgrad_tau, "rectgrad_quantile": rectgrad_quantile},
         **{"steps": steps, "baseline": baseline, "samples": samples},
     }
-    settings = companions.settings(told, methods)
+    shown = {"forms": forms, "heatmap_dtype": heatmap_dtype, "scaling": scaling, "colormap": colormap}
+    settings = Settings.read(told, methods, shown, embed_preprocessing, preprocessing)
     with blaming(model):
         source = load(model, replace)
-        facts = report.source_facts(source) | {"options": {**options, **settings._asdict()}}
+        facts = report.source_facts(source) | {"options": {**options, **settings.to_json()}}
         declared = [report.value_row(o) for o in source.graph.output]
         if replace:  # a source part has the source's history
             facts |= {"source": (report.read_record(load(model, None)) or facts)["source"]}
@@ -155,7 +185,7 @@ def convert(
 
 def _converted(
     source: ModelProto,
-    settings: companions.Settings,
+    settings: Settings,
     method: Sequence[str],
     target: str,
     score: str | None,
@@ -172,16 +202,24 @@ def _converted(
     methods, wanted = method, seed.parse(target)
     result = normalise(source, opset)
     graph = view(result, rearrange=not companions.reads_layer(methods))
+    drawing = settings.pictures
     declare_outputs(result, graph)
     chosen = select.select(graph, result, score, inputs, class_axis, through_softmax, opset_of(result))
     everywhere = list(differentiate.with_branches(chosen.nodes, chosen.inputs))
     found, marked = select.rectifiers(everywhere, methods, rectify)
-    layer = companions.layer_for(graph, chosen, methods, settings)
+    layer = companions.layer_for(graph, chosen, methods, settings.methods)
+    made_of = settings.preprocessing(result, chosen)
     names = {role: prefix + role for role in ("target", "seed", "explained_index")}
-    maps = {(x.name, m): f"{prefix}{x.name}_{m}" for m in methods for x in chosen.inputs}
-    given = companions.given_inputs(chosen, methods, settings, prefix)
+    maps = {
+        (x.name, m, form): prefix + heatmaps.map_name(x.name, m, form)
+        for m in methods
+        for x in chosen.inputs
+        for form in drawing.forms
+    }
+    given = companions.given_inputs(chosen, methods, settings.methods, prefix)
+    image = f"{prefix}{chosen.inputs[0].name}_image"
     gained = [*maps.values(), *(names[role] for role in wanted.roles), *(g.name for g in given)]
-    select.check_names(graph, result, gained)
+    select.check_names(graph, result, [*gained, *([image] if settings.embed else [])])
 
     op = Builder(graph, opset_of(result), prefix, SPELLINGS[optimize_for])
     op.reserve([*gained, *names_inside(result.graph)])
@@ -189,10 +227,12 @@ def _converted(
     outputs: list[Tensor] = []
     gained_inputs = {(g.kind, g.input): gs.Variable(g.name, g.dtype, g.shape) for g in given}
     instances = cache(partial(_instances, op, result, chosen, optimize_for))
-    work = companions.Work(op, graph, chosen, seeds, marked, settings, layer, gained_inputs, instances)
+    work = companions.Work(op, graph, chosen, seeds, marked, settings.methods, layer, gained_inputs, instances)
+    pictures = heatmaps.Pictures(op, chosen, seeds, drawing, made_of)
     for name in methods:
         for x, found_map in zip(chosen.inputs, companions.MAPS[name](work, name), strict=True):
-            outputs.append(seed.as_output(op, *found_map, seeds, maps[x.name, name]))
+            made = seed.stacked(op, *found_map, seeds)
+            outputs += [pictures.output(made, x, form, maps[x.name, name, form]) for form in drawing.forms]
     if seeds.indices is not None:
         outputs.append(op.output(seeds.indices, names["explained_index"]))
     added = graft(result, op, [*seeds.inputs, *gained_inputs.values()], outputs)
@@ -200,7 +240,13 @@ def _converted(
         keep_only(result, [t.name for t in outputs])
     record = report.record(result, added, chosen, methods, wanted, names, maps, found, marked)
     rows = [{"kind": g.kind, "input": g.input, "name": g.name} for g in given]
-    return result, record | {"cam_layer": layer and layer.tensor.name, "given": rows}
+    record |= {"cam_layer": layer and layer.tensor.name, "given": rows, "embedded": None, "preprocessing": None}
+    if made_of is not None:
+        record["preprocessing"] = embedded.facts(made_of)
+    if settings.embed and made_of is not None:
+        record["embedded"] = embedded.embed(result, chosen.inputs[0].name, image, made_of)
+        record["nodes"] = len(result.graph.node)
+    return result, record
 
 
 def _instances(op: Builder, normal: ModelProto, chosen: select.Selection, optimize_for: str) -> Instances:
@@ -210,7 +256,7 @@ def _instances(op: Builder, normal: ModelProto, chosen: select.Selection, optimi
         **{"inputs": [x.name for x in chosen.inputs], "opset": None, "through_softmax": True, "rectify": ()},
         **{"optimize_for": optimize_for, "maps_only": False, "prefix": f"{op.prefix}instance/"},
     }
-    return Instances(op, *_converted(copied(normal), companions.Settings(), **options))
+    return Instances(op, *_converted(copied(normal), Settings(), **options))
 
 
 def inspect(model: str | os.PathLike[str] | ModelProto) -> report.Inspection:

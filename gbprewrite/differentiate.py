@@ -173,7 +173,7 @@ def pull_back_branch(
     tag = op.scope.split("/")[0]
     found = _Walk(op, rule_of, seeds, tag).back(_through(branch, inputs, [y for y, _ in seeds]), inputs)
     return [
-        op.output(op.zeros_like(x) if dx is None else dx, op.unique(f"{op.prefix}{x.name}_{tag}"), like=x)
+        op.output(op.zeros_like(x) if dx is None else dx, op.unique(f"{op.prefix}{x.name}_{tag}"), x.shape)
         for x, dx in zip(inputs, found, strict=True)
     ]
 

@@ -106,13 +106,13 @@ class Emitter:
             tensor.name = self.unique(self.prefix + name)
         return tensor
 
-    def output(self, tensor: Tensor, name: str, like: Tensor | None = None) -> gs.Variable:
-        """A new graph output of exactly this name."""
+    def output(self, tensor: Tensor, name: str, shape: Sequence[int | str | None] | None = None) -> gs.Variable:
+        """A new graph output of exactly this name, and of a shape that inference may not find."""
         made = gs.Variable(name)
         node = gs.Node("Identity", self.unique(f"{name}/Identity"), {}, [self._tensors([tensor])[0]], [made])
         self._infer(node)
-        if like is not None:
-            made.shape = like.shape
+        if shape is not None:
+            made.shape = list(shape)
         self.nodes.append(node)
         return made
 

@@ -6,7 +6,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, helper, numpy_helper
 
-from gbprewrite import modelfile, report
+from gbprewrite import embedded, modelfile, report
 from gbprewrite.branches import captured, reads
 from gbprewrite.errors import ModelError
 from gbprewrite.lowering import Builder
@@ -73,7 +73,7 @@ def restore(model: ModelProto) -> ModelProto:
 
     (Normalising stays: the opset is the result's.) A model without a record comes back as it is.
     """
-    record = report.read_record(model)
+    record = report.read_record(embedded.take_out(model))
     if record is None:
         return model
     if report.holds_only_maps(record):

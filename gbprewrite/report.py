@@ -23,6 +23,7 @@ from gbprewrite.seed import Target, parse
 from gbprewrite.select import Selection
 from gbprewrite.version import __version__
 
+OR_NOTHING = "or nothing"  # marks a part of SHAPE in whose place a record may hold None
 KEY = "gbprewrite"  # of the record in the file's metadata_props
 Record = Mapping[str, Any]
 # What a record holds, and of what types; a file in which it does not was changed by other hands.
@@ -35,7 +36,9 @@ SHAPE: dict[str, Any] = {
     "stepped_over": [str],
     "rectifiers": [TREATMENT],
     "activations": [TREATMENT],
-    "maps": [{"input": str, "method": str, "output": str}],
+    "maps": [{"input": str, "method": str, "form": str, "output": str}],
+    "embedded": {"input": str, "name": str, "nodes": int, "initializers": int, OR_NOTHING: None},
+    "preprocessing": {"text": str, "facts": [str], "guesses": [str], OR_NOTHING: None},
     "given": [{"kind": str, "input": str, "name": str}],
     "pools": [{"node": str, "operator": str, "rule": str}],
     "added": {"nodes": int, "initializers": int},
@@ -96,6 +99,7 @@ def _fits(record: Any, model: ModelProto) -> bool:
         and {m["output"] for m in record["maps"]} <= outputs
         and (index in outputs if kind != "seed" else index is None)
         and given_names(record) <= inputs
+        and (record["embedded"] is None or record["embedded"]["name"] in inputs)
         and 0 <= added["nodes"] <= len(model.graph.node)
         and 0 <= added["initializers"] <= len(model.graph.initializer)
     )
@@ -110,6 +114,8 @@ def given_names(record: Record) -> set[str]:
 def _is(value: Any, shape: Any) -> bool:
     """Whether a value read from JSON has the types of SHAPE."""
     if isinstance(shape, dict):
+        if OR_NOTHING in shape:
+            return value is None or _is(value, {k: s for k, s in shape.items() if k != OR_NOTHING})
         return isinstance(value, dict) and all(k in value and _is(value[k], s) for k, s in shape.items())
     if isinstance(shape, list):
         return isinstance(value, list) and all(_is(v, shape[0]) for v in value)
@@ -138,7 +144,7 @@ def record(
     methods: Sequence[str],
     target: Target,
     names: Mapping[str, str],
-    maps: Mapping[tuple[str, str], str],
+    maps: Mapping[tuple[str, str, str], str],
     found: Sequence[policies.Nonlinearity],
     marked: set[int],
 ) -> dict[str, Any]:
@@ -151,7 +157,7 @@ def record(
         "score": chosen.score.name,
         "stepped_over": [n.name for n in chosen.stepped_over],
         "class_axis": chosen.class_axis,
-        "maps": [{"input": x, "method": m, "output": name} for (x, m), name in maps.items()],
+        "maps": [{"input": x, "method": m, "form": form, "output": name} for (x, m, form), name in maps.items()],
         **{f"{role}_name": names[role] if role in target.roles else None for role in names},
         "rectifiers": treatments([n for n in found if id(n.node) in marked], methods, marked),
         "activations": treatments([n for n in found if id(n.node) not in marked], methods, marked),

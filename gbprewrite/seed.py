@@ -304,8 +304,15 @@ def _channel(op: Builder, channels: Classes, number: int) -> tuple[Tensor, int, 
     return there, channels.axis, op.Expand(inside, op.vector([op.dim(channels.score, 0)]))
 
 
-def as_output(op: Builder, x: Tensor, cotangents: Sequence[Tensor | None], seeds: Seeds, name: str) -> Tensor:
-    """The map of one input as a graph output; several classes are stacked behind the batch.
+class Stacked(NamedTuple):
+    """The maps of one input in one tensor, [N, ...], of several classes [N, K, ...]; and its shape as far as known."""
+
+    tensor: Tensor
+    shape: list[int | str | None]
+
+
+def stacked(op: Builder, x: Tensor, cotangents: Sequence[Tensor | None], seeds: Seeds) -> Stacked:
+    """The maps of one input; several classes are stacked behind the batch.
 
     Samples whose target does not exist become NaN: an all-zero map would pass for an explanation.
     """
@@ -320,9 +327,7 @@ def as_output(op: Builder, x: Tensor, cotangents: Sequence[Tensor | None], seeds
         exists = op.Reshape(exists, shape)
         made = [op.Where(exists, c, np.full((), np.nan, numpy_dtype(c))) for c in made]
     if not seeds.many:
-        return op.output(made[0], name, like=x)
+        return Stacked(made[0], list(x.shape))
     axis = 1 if len(x.shape) else 0
     parts = [op.Unsqueeze(c, np.array([axis], np.int64)) for c in made]
-    stacked = op.output(op.Concat(*parts, axis=axis), name)
-    stacked.shape = [*x.shape[:1], len(made), *x.shape[1:]]
-    return stacked
+    return Stacked(op.Concat(*parts, axis=axis), [*x.shape[:1], len(made), *x.shape[1:]])

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
-from gbprewrite import graft, reference, report
+from gbprewrite import graft, heatmaps, reference, report
 from gbprewrite.convert import convert
 from gbprewrite.errors import DataError
 from gbprewrite.protos import copied
@@ -140,9 +140,10 @@ class Trial:
     @cached_property
     def gradient_model(self) -> ModelProto:
         """The converted model if it holds gradient maps, else one that has them, made from its source part."""
-        if "gradient" in self.record["methods"]:
+        if any(m["method"] == "gradient" and m["form"] == "raw" for m in self.record["maps"]):
             return self.model
         first = self.record["maps"][0]
+        ending = heatmaps.map_name(first["input"], first["method"], first["form"])
         return convert(
             self.source,
             "gradient",
@@ -151,7 +152,7 @@ class Trial:
             inputs=list(dict.fromkeys(m["input"] for m in self.record["maps"])),
             class_axis=self.record["class_axis"],
             through_softmax=True,  # the record names the score itself
-            prefix=first["output"].removesuffix(f"{first['input']}_{first['method']}"),
+            prefix=first["output"].removesuffix(ending),
         )
 
     def cotangent(self, weights: Array, index: Array | None) -> Array:

@@ -1,5 +1,6 @@
 """Does a converted model keep its promises on this machine?
 
+preprocessing       embedded in the file: what Pillow and numpy make of the same images
 backward part       what this version of gbprewrite writes for the source
 original outputs    equal to the source's: bit for bit without graph optimisations, to rounding with them
 gradient            is the gradient: ⟨map, v⟩ = dS(x + t·v)/dt, by central differences of the explained score S,
@@ -17,10 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from onnx import ModelProto
 
-from gbprewrite import modelfile, report
+from gbprewrite import embedded, graft, modelfile, report
 from gbprewrite.convert import blaming, convert, load
 from gbprewrite.errors import GbprewriteError, UsageError
-from gbprewrite.runtime import arrays
+from gbprewrite.protos import copied
+from gbprewrite.runtime import arrays, images
 from gbprewrite.runtime.explainer import load_converted, slots_of
 from gbprewrite.runtime.session import Session, first_line
 from gbprewrite.trial import Array, Double, Trial, backward_part, relative_error
@@ -29,6 +31,10 @@ from gbprewrite.version import __version__
 DIRECTIONS = 3  # random ones for each input
 RETRIES = 7  # further directions and smaller steps, where a kink of the network lies within the step
 CHANGE = 1e-9  # of the score by a step, relative: far above rounding in float64, and few kinks are that near
+PHOTOS = (2, 300, 400, 3)  # images to try an embedded preprocessing on, where the file takes any
+# No pixel may be another; in half precision a value may round to its neighbour.
+GREY_LEVELS = {"float16": 2.0, "bfloat16": 2.0}
+GREY_LEVELS_ELSE = 0.5
 SHRINK, SHRINK_TO = 4, 1 / 64  # the step after a kink, and how far
 
 
@@ -110,6 +116,11 @@ def verify(
     """
     model, record = load_converted(converted)
     given = None if source is None else load(source)
+    if record["embedded"] is not None:
+        with blaming(model):
+            check, values = _preprocessing(model, record, dict(inputs or {}))
+            rest = verify(embedded.take_out(copied(model)), given, inputs=values, providers=providers)
+        return Verification(rest.provider, rest.inputs, (check, *rest.checks))
     if report.holds_only_maps(record):
         return _verify_maps(model, record, given, inputs, providers)
     with blaming(model):
@@ -117,6 +128,29 @@ def verify(
         double = Double(trial)
         checks = [*_outputs(trial, given), _backward(trial, given), *_derivatives(trial, double), *_maps(trial, double)]
         return Verification(trial.ran_on, {name: list(a.shape) for name, a in trial.feeds.items()}, tuple(checks))
+
+
+def _preprocessing(model: ModelProto, record: report.Record, inputs: dict[str, Any]) -> tuple[Check, dict[str, Any]]:
+    """What the file makes of photographs (random ones unless given) against Pillow and numpy; and the inputs, in which
+    given photographs became the values that the network is fed."""
+    made, row = embedded.read(record["preprocessing"]), record["embedded"]
+    slot = next(s for s in slots_of(model) if s.name == row["name"])
+    sizes = [d if isinstance(d, int) else n for d, n in zip(slot.shape or (), PHOTOS, strict=True)]
+    drawn = np.random.default_rng(0).integers(0, 256, sizes, np.uint8)
+    photos = arrays.fit({slot.name: inputs.get(slot.name, drawn)}, [slot])[slot.name]
+    front = copied(model)
+    front.graph.output.append(next(v for v in model.graph.value_info if v.name == row["input"]))
+    graft.keep_only(front, [row["input"]])
+    for other in [i for i in front.graph.input if i.name != slot.name]:
+        front.graph.input.remove(other)
+    values = Session(front, "cpu").run({slot.name: photos})[row["input"]]
+    wanted = np.concatenate([made.array(images.fit(made, images.of(photo))) for photo in photos])
+    levels = np.abs(values.astype(np.float64) - wanted.astype(np.float64)) * max(np.abs(made.std)) / abs(made.scale)
+    note = f"of {list(photos.shape)} images, against Pillow and numpy; the error is the largest one, in grey levels"
+    if slot.name in inputs:
+        inputs = {**{n: a for n, a in inputs.items() if n != slot.name}, row["input"]: values}
+    limit = GREY_LEVELS.get(made.dtype.name, GREY_LEVELS_ELSE)
+    return _check("preprocessing", float(levels.max()), limit, note), inputs
 
 
 def _verify_maps(
@@ -229,7 +263,7 @@ def _derivatives(trial: Trial, double: Double) -> Iterator[Check]:
     record = report.read_record(model)
     assert record is not None
     note = "" if model is trial.model else "the file holds no gradient, so one was made from its source part; "
-    rows = [m for m in record["maps"] if m["method"] == "gradient"]
+    rows = [m for m in record["maps"] if m["method"] == "gradient" and m["form"] == "raw"]
     score = double.score
     if double.why:
         score = partial(_single_score, Session(trial.scored, trial.provider, tf32=False), trial)
@@ -322,7 +356,10 @@ class _Differences:
 
 def _maps(trial: Trial, double: Double) -> Iterator[Check]:
     """Every map, as it is computed here, against the reference evaluator."""
-    names = {m["output"]: f"{m['method']} map of {m['input']}" for m in trial.record["maps"]}
+    names = {
+        m["output"]: f"{m['method']} {'map' if m['form'] == 'raw' else m['form']} of {m['input']}"
+        for m in trial.record["maps"]
+    }
     if double.why:
         yield from (_skipped(name, double.why) for name in names.values())
         return

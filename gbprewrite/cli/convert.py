@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 import gbprewrite
-from gbprewrite import console, files, modelfile
+from gbprewrite import console, files, heatmaps, modelfile
 from gbprewrite.cli.options import (
     AT_RUN_TIME,
     FILE,
@@ -16,11 +16,13 @@ from gbprewrite.cli.options import (
     given,
     json_option,
     output_option,
+    preprocessing_options,
     print_json,
     quiet_option,
 )
 from gbprewrite.convert import load
 from gbprewrite.policies import METHODS
+from gbprewrite.preprocessing import Options
 
 
 def default_path(model: Path, methods: tuple[str, ...]) -> Path:
@@ -39,12 +41,48 @@ def default_path(model: Path, methods: tuple[str, ...]) -> Path:
 @click.option(
     "--maps-only", is_flag=True, help="Leave out the model's own outputs, and everything that the maps don't need."
 )
+@click.option(
+    "--as",
+    "forms",
+    type=click.Choice(heatmaps.FORMS),
+    multiple=True,
+    help="raw: the map itself, the default; heatmap: the largest channel of |map|, scaled, [N, H, W]; overlay: that in "
+    "colour over the grey photograph, uint8 [N, H, W, 3]. Repeat it for several. An overlay reads the preprocessing "
+    "options.",
+)
+@click.option(
+    "--heatmap-dtype",
+    type=click.Choice(heatmaps.DTYPES),
+    help="uint8: 0 to 255, the default; float: 0 to 1, in the map's own type.",
+)
+@click.option(
+    "--scaling",
+    metavar="SCALING",
+    help="Of heatmaps and overlays. percentile:P: this percentile of |map| is full strength, and what is stronger is "
+    "clipped (default: percentile:99); minmax: from the smallest value to the largest.",
+)
+@click.option("--colormap", metavar="NAME", help="Of overlays, one of matplotlib's. Default: inferno.")
+@click.option(
+    "--embed-preprocessing",
+    is_flag=True,
+    help="The file takes photographs as they are, uint8 [N, height, width, channels], red first, in place of its image "
+    "input, and resizes and normalises them itself: as the options below say, or as the model tells.",
+)
+@preprocessing_options
 @force_option
 @json_option
 @quiet_option
-def convert(model: Path, output: Path | None, force: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+def convert(
+    model: Path,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    preprocessing: Options,
+    **options: Any,
+) -> None:
     """Write a copy of MODEL that also computes maps of its inputs."""
-    wanted = given(options)
+    wanted = given(options) | ({"preprocessing": preprocessing} if preprocessing != Options() else {})
     path = output or default_path(model, options["method"])
     source = load(model, options["replace"])
     files.check_other(path, model)

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto
+from PIL import Image
 
-from gbprewrite import evidence, modelfile, policies, seed
+from gbprewrite import embedded, evidence, modelfile, policies, seed
 from gbprewrite.errors import DataError, UsageError
-from gbprewrite.preprocessing import Options, plan
+from gbprewrite.preprocessing import Options, Preprocessing, plan
 from gbprewrite.runtime import arrays, images
 from gbprewrite.runtime import pictures as drawing
 from gbprewrite.runtime.explainer import Explainer, Explanation
@@ -115,15 +116,38 @@ class PhotoExplainer:
                 f"target {record['target']!r} needs a value at run time. Choose another --target; 'gbprewrite run' "
                 "and gbprewrite.Explainer take such a value."
             )
+        if not any(m["form"] == "raw" for m in record["maps"]):
+            raise UsageError(
+                "the file gives its maps as pictures only, and explain draws them itself. Give the source model, or "
+                "convert with --as raw too."
+            )
         if len(self.explainer.inputs) != 1:
             raise UsageError(
                 f"the model takes {len(self.explainer.inputs)} inputs ({arrays.listing(self.explainer.inputs)}), and a "
                 "photograph fills one. Give arrays to 'gbprewrite run' instead."
             )
         self.input = self.explainer.inputs[0]
-        told = evidence.read(proto, self.input.name)
-        self.preprocessing = plan(self.input.name, self.input.shape, self.input.dtype, preprocessing, told)
+        self.preprocessing = self._preprocessing(proto, preprocessing)
         self._meaning = meaning_of(proto, record["output"])
+
+    def _preprocessing(self, model: ModelProto, said: Options | None) -> Preprocessing:
+        """What the file itself does to photographs, else what is said and what the model tells."""
+        own = embedded.known(self.explainer.record)
+        if own is None:
+            told = evidence.read(model, self.input.name)
+            return plan(self.input.name, self.input.shape, self.input.dtype, said, told)
+        if said not in (None, Options()):
+            raise UsageError(
+                f"the file has its preprocessing built in ({own.text()}), so that none can be given. Leave --preset, "
+                "--mean and the like out, or give the source model."
+            )
+        return own
+
+    def _fed(self, image: Image.Image) -> Array:
+        """The fitted image as the file takes it."""
+        if self.explainer.record["embedded"] is None:
+            return self.preprocessing.array(image)
+        return np.asarray(image).reshape(1, image.height, image.width, self.preprocessing.channels)
 
     def __call__(self, path: str | os.PathLike[str]) -> ExplainedPhoto:
         """Explain one image file.
@@ -134,7 +158,7 @@ class PhotoExplainer:
         image = images.read(path)
         with naming(path):
             image = images.fit(self.preprocessing, image)
-            explanation = self.explainer(self.preprocessing.array(image))
+            explanation = self.explainer(self._fed(image))
         values, meaning = self._class_values(explanation)
         order = () if values is None else np.argsort(-values, kind="stable")[:TOP]
         top = [self._class(int(i), values, meaning) for i in order]

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from onnx import ModelProto
 
-from gbprewrite import report
+from gbprewrite import embedded, report
 from gbprewrite.convert import convert, load
 from gbprewrite.errors import DataError, ModelError, UsageError
-from gbprewrite.runtime import arrays
+from gbprewrite.runtime import arrays, images
 from gbprewrite.runtime.session import Session
 from gbprewrite.seed import parse
 from gbprewrite.spellings import suited
@@ -29,6 +29,7 @@ class Explanation:
     Attributes:
         maps: name of the output, `<input>_<method>`, -> map, of the input's dtype and shape (Grad-CAM's has one
             channel); where several classes are explained, with an axis of K classes behind the batch: [N, K, ...].
+            Heatmaps and overlays too, where the file makes them.
         outputs: name -> the model's own outputs.
         index: int64, the class explained: [N], [N, K] for several classes, [N, rank - 1] for a unit of the score;
             None for the target "seed".
@@ -39,17 +40,21 @@ class Explanation:
     outputs: dict[str, Any]
     index: NDArray[np.int64] | None
     provider: str
-    _names: Mapping[tuple[str, str], str] = field(repr=False, default_factory=dict)
+    _names: Mapping[tuple[str, str, str], str] = field(repr=False, default_factory=dict)
 
-    def map(self, method: str | None = None, input: str | None = None) -> Array:
+    def map(self, method: str | None = None, input: str | None = None, form: str = "raw") -> Array:
         """The map of this method with respect to this input; neither need be named where there is only one.
 
-        Raises UsageError when there is no such map, or more than one.
+        `form` is "raw", "heatmap" or "overlay". Raises UsageError when there is no such map, or more than one.
         """
-        found = [name for (x, m), name in self._names.items() if method in (None, m) and input in (None, x)]
+        found = [
+            name for (x, m, f), name in self._names.items() if method in (None, m) and input in (None, x) and form == f
+        ]
         if len(found) != 1:
-            known = ", ".join(f"{m} of {x}" for x, m in self._names)
-            raise UsageError(f"{len(found)} maps answer to method={method!r}, input={input!r}. There are: {known}.")
+            known = ", ".join(f"{m}{'' if f == 'raw' else f' {f}'} of {x}" for x, m, f in self._names)
+            raise UsageError(
+                f"{len(found)} maps answer to method={method!r}, input={input!r}, form={form!r}. There are: {known}."
+            )
         return self.maps[found[0]]
 
 
@@ -99,7 +104,9 @@ class Explainer:
             _check_agreement(record, method, target, options)
         self.record: report.Record = record
         asked = [method] if isinstance(method, str) else method or record["methods"]
-        self._names = {(m["input"], m["method"]): m["output"] for m in record["maps"] if m["method"] in asked}
+        self._names = {
+            (m["input"], m["method"], m["form"]): m["output"] for m in record["maps"] if m["method"] in asked
+        }
         self.slots = slots_of(proto)
         self._session = Session(model, providers, threads=threads)
         self.provider, self.provider_note = self._session.provider, self._session.note
@@ -187,14 +194,22 @@ class Explainer:
         rng = np.random.default_rng(0)
         samples = {s.name: int(s.shape[0]) for s in self.slots if s.shape and isinstance(s.shape[0], int)}
         for name, x in ((row["name"], row["input"]) for row in self.record["given"] if row["kind"] == "noise"):
-            if name not in feeds and x in feeds:
-                values = np.asarray(feeds[x])
+            values = self._values_of(x, feeds)
+            if name not in feeds and values is not None:
                 drawn = rng.normal(size=(samples[name], *values.shape[1:]))
                 feeds[name] = NOISE * float(np.ptp(values)) * drawn
             elif len(feeds.get(name, ())) not in (samples[name], 0):
                 raise DataError(
                     f"input {name} was given {len(feeds[name])} samples of noise, and the model takes {samples[name]}."
                 )
+
+    def _values_of(self, x: str, feeds: Mapping[str, Any]) -> Array | None:
+        """What the network is fed as its input x, if it was given; or makes of photographs itself."""
+        row, made = self.record["embedded"], embedded.known(self.record)
+        if row is None or made is None or row["input"] != x or row["name"] not in feeds:
+            return np.asarray(feeds[x]) if x in feeds else None
+        photos = arrays.fit({row["name"]: feeds[row["name"]]}, [s for s in self.slots if s.name == row["name"]])
+        return np.concatenate([made.array(images.fit(made, images.of(photo))) for photo in photos[row["name"]]])
 
     def _run(self, feeds: dict[str, Array]) -> dict[str, Any]:
         index = self.record["explained_index_name"]
@@ -211,9 +226,12 @@ class Explainer:
         """A model answers a target that does not exist with maps of nothing but NaN; here that is an error."""
         if parse(self.record["target"]).kind in ("argmax", "seed"):
             return
-        for (x, _), name in self._names.items():
+        for (x, _, form), name in self._names.items():
+            if form != "raw":
+                continue
             rows = range(len(maps[name]))
-            void = [i for i in rows if np.isnan(maps[name][i]).all() and np.isfinite(feeds[x][i]).all()]
+            finite = [x not in feeds or np.isfinite(feeds[x][i]).all() for i in rows]  # a photograph's bytes are
+            void = [i for i in rows if np.isnan(maps[name][i]).all() and finite[i]]
             if void:
                 raise DataError(
                     f"the target does not exist in the score {self.record['score']!r}"
