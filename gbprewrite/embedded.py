@@ -15,10 +15,10 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from gbprewrite import report
 from gbprewrite.branches import names_inside
-from gbprewrite.errors import ModelError
+from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.lowering import Builder
 from gbprewrite.modelfile import opset_of
-from gbprewrite.preprocessing import CENTRE, Preprocessing
+from gbprewrite.preprocessing import CENTRE, Options, Preprocessing
 from gbprewrite.protos import put_nodes
 from gbprewrite.shapes import Dim
 from gbprewrite.tensors import Tensor, node_proto
@@ -78,6 +78,17 @@ def take_out(model: ModelProto) -> ModelProto:
 def known(record: report.Record) -> Preprocessing | None:
     """The preprocessing that a converted file holds, None where it takes its network's own values."""
     return read(record["preprocessing"]) if record["embedded"] is not None else None
+
+
+def agreed(record: report.Record | None, said: Options | None) -> Preprocessing | None:
+    """The same, once nothing else is said. Raises UsageError where something is."""
+    own = None if record is None else known(record)
+    if own is not None and said not in (None, Options()):
+        raise UsageError(
+            f"the file has its preprocessing built in ({own.text()}), so that none can be given. Leave --preset, "
+            "--mean and the like out, or give the source model."
+        )
+    return own
 
 
 def facts(made: Preprocessing) -> dict[str, Any]:

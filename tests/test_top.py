@@ -312,3 +312,11 @@ class TestCommand:
         assert (result.exit_code, result.stdout) == (status, "")
         assert message in result.stderr
         assert sorted(folder.parent.rglob("*")) == before
+
+
+def test_a_files_own_preprocessing_is_taken(folder: Path) -> None:
+    built = gbprewrite.convert(cnn(), embed_preprocessing=True, preprocessing=UNIT)
+    found = searched(TopImages(built, "b", [0], providers="cpu"), folder).winners(0)
+    assert found == searched(TopImages(cnn(), "b", [0], preprocessing=UNIT, providers="cpu"), folder).winners(0)
+    with pytest.raises(UsageError, match="has its preprocessing built in"):
+        TopImages(built, "b", [0], preprocessing=Options(preset="caffe"))

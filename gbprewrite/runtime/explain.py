@@ -132,16 +132,11 @@ class PhotoExplainer:
 
     def _preprocessing(self, model: ModelProto, said: Options | None) -> Preprocessing:
         """What the file itself does to photographs, else what is said and what the model tells."""
-        own = embedded.known(self.explainer.record)
-        if own is None:
-            told = evidence.read(model, self.input.name)
-            return plan(self.input.name, self.input.shape, self.input.dtype, said, told)
-        if said not in (None, Options()):
-            raise UsageError(
-                f"the file has its preprocessing built in ({own.text()}), so that none can be given. Leave --preset, "
-                "--mean and the like out, or give the source model."
-            )
-        return own
+        own = embedded.agreed(self.explainer.record, said)
+        if own is not None:
+            return own
+        told = evidence.read(model, self.input.name)
+        return plan(self.input.name, self.input.shape, self.input.dtype, said, told)
 
     def _fed(self, image: Image.Image) -> Array:
         """The fitted image as the file takes it."""

@@ -17,7 +17,7 @@ import onnx
 from onnx import ModelProto
 from PIL import Image
 
-from gbprewrite import evidence, graft
+from gbprewrite import embedded, evidence, graft, report
 from gbprewrite.convert import convert, load
 from gbprewrite.errors import DataError, UsageError
 from gbprewrite.preprocessing import Options, plan
@@ -111,7 +111,9 @@ class TopImages:
         if count < 1 or not channels:
             raise UsageError("--count and --channels: ask for one image and one channel at least.")
         self.channels, self.method, self.count = tuple(dict.fromkeys(channels)), method, count
-        source = load(model, replace=True)
+        whole = load(model, replace=None)
+        own = embedded.agreed(report.read_record(whole), preprocessing)
+        source = graft.restore(whole)
         methods = tuple(dict.fromkeys((method, "gradient")))  # the gradient shows how far the unit sees
         options = {"optimize_for": suited(providers), **options}
         converted = convert(source, methods, "seed", layer=layer, **options)
@@ -129,7 +131,8 @@ class TopImages:
         seed = next(s for s in self._explainer.slots if s.name == record["seed_name"])
         self._check_channels(seed.shape or ())
         told = evidence.read(source, self._input.name)
-        self.preprocessing = plan(self._input.name, self._input.shape, self._input.dtype, preprocessing, told)
+        taken = self._input.name, self._input.shape, self._input.dtype
+        self.preprocessing = own or plan(*taken, preprocessing, told)
         self._best: dict[int, list[tuple[float, int, Winner]]] = {c: [] for c in self.channels}
 
     def _check_channels(self, shape: Sequence[int | str]) -> None:
