@@ -103,7 +103,8 @@ def _next(path: Path, source: Path, record: report.Record, inputs: Sequence[Row]
     file = quote(str(path))
     names = [row["name"] for row in inputs]
     arrays = [quote(f"{name}={re.sub(NO_FILE_NAME, '_', name)}.npy") for name in names] if len(names) > 1 else ["x.npy"]
-    is_photo = len(inputs) == 1 and (inputs[0]["shape"] is None or len(inputs[0]["shape"]) == 4)
+    drawn = any(m["form"] == "raw" for m in record["maps"])  # explain makes its own pictures
+    is_photo = drawn and len(inputs) == 1 and (inputs[0]["shape"] is None or len(inputs[0]["shape"]) == 4)
     return [
         f"gbprewrite verify {file}" + (f" --source {quote(str(source))}" if report.holds_only_maps(record) else ""),
         *([f"gbprewrite explain {file} PHOTO.png"] if is_photo else []),
