@@ -10,7 +10,7 @@ from typing import NamedTuple
 import onnx_graphsurgeon as gs
 
 from gbprewrite import policies, select
-from gbprewrite.errors import ModelError, UsageError
+from gbprewrite.errors import ModelError, NoFeatureLayer, UsageError
 from gbprewrite.select import Selection
 from gbprewrite.tensors import Tensor, is_float
 
@@ -48,7 +48,7 @@ def feature_layer(graph: gs.Graph, chosen: Selection, name: str | None) -> Featu
     found = _named(graph, chosen, name) if name else _last(chosen, axes)
     for x in chosen.inputs:
         if len(x.shape) != len(found.shape):
-            raise ModelError(
+            raise NoFeatureLayer(
                 f"Grad-CAM at {found.name!r} {found.shape} gives no map of the input {x.name!r} {x.shape}, which has "
                 "another rank. Choose an input with --input NAME, or a layer with --cam-layer NAME."
             )
@@ -74,7 +74,7 @@ def _last(chosen: Selection, axes: dict[int, int]) -> Tensor:
             sizes = [s for a, s in enumerate(tensor.shape) if a not in (0, axes[id(tensor)])]
             if any(size != 1 for size in sizes):
                 return tensor
-    raise ModelError(
+    raise NoFeatureLayer(
         f"Grad-CAM needs a layer of feature maps (channels and positions, as a convolution makes them), and there is "
         f"none between the input and the score {chosen.score.name!r}. Name a tensor with --cam-layer NAME, or use "
         "another --method."

@@ -368,6 +368,15 @@ def _class_in_words(explained: Row) -> str:
     return name if explained["value"] is None else f"{name}, {explained['meaning']} {explained['value']:.3f}"
 
 
+def print_likeness(methods: Sequence[str], likeness: Sequence[Row]) -> None:
+    """The table of `compare`: how alike the maps of each two methods are."""
+    known = {frozenset(row["methods"]): _similarity(row["cosine"], 2) for row in likeness}
+    rows = [[m, *(known.get(frozenset((m, other)), "") for other in methods[:-1])] for m in methods[1:]]
+    kept = [[row[0], *(v if i <= k else "" for i, v in enumerate(row[1:]))] for k, row in enumerate(rows)]
+    title = "cosine similarity of the maps (largest channel of |map|), mean over images and classes"
+    print_table(title, ["", *methods[:-1]], kept, fold=False)
+
+
 def print_layers(found: Sequence[Layer]) -> None:
     """The table of `layers`."""
     rows = [(layer.name, layer.operator, f"[{', '.join(map(str, layer.shape))}]", layer.node) for layer in found]

@@ -3,6 +3,7 @@
 GbprewriteError              what, where, why, what to do; the command line exits with its `exit_status`
 ├── UsageError               the call itself is wrong (exit status 2)
 ├── ModelError               the model file, or what it holds (1)
+│   ├── NoFeatureLayer       no layer of feature maps for Grad-CAM
 │   └── UnsupportedOperators every obstacle on the way from the score to the input, listed at once
 ├── DataError                an image, an array, a label file (1)
 ├── OutputError              a path that can't be written (1)
@@ -27,6 +28,10 @@ class UsageError(GbprewriteError):
 
 class ModelError(GbprewriteError):
     """The model can't be read, is invalid, or can't be explained as asked."""
+
+
+class NoFeatureLayer(ModelError):
+    """Between input and score is no layer with channels and positions, which Grad-CAM needs."""
 
 
 class Obstacle(NamedTuple):

@@ -43,7 +43,7 @@ def converted(cnn_path: Path, cli: Cli) -> Path:
 
 class TestHelp:
     def test_commands(self) -> None:
-        assert COMMANDS == ["convert", "explain", "inspect", "layers", "ops", "run", "sanity", "top", "verify"]
+        assert COMMANDS == ["compare", "convert", "explain", "inspect", "layers", "ops", "run", "sanity", "top", "verify"]
 
     @pytest.mark.parametrize("name", COMMANDS)
     def test_every_command(self, name: str, cli: Cli) -> None:

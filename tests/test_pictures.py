@@ -97,7 +97,7 @@ def test_a_coarse_map_is_brought_to_the_photographs_size():
         Image.fromarray(coarse[:, :, 0].astype(np.float32)).resize((16, 8), Image.Resampling.BILINEAR)
     )
     np.testing.assert_allclose(found.pixels[:, :, 0] / 255, expected, atol=1 / 255)
-    assert found.title == "gradcam, absolute"
+    assert found.title == "Grad-CAM, absolute"
 
 
 @pytest.mark.parametrize("method", [*METHODS, "a method of tomorrow"])

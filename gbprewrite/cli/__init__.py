@@ -3,6 +3,7 @@
 import click
 
 import gbprewrite
+from gbprewrite.cli.compare import compare
 from gbprewrite.cli.convert import convert
 from gbprewrite.cli.explain import explain
 from gbprewrite.cli.inspect import inspect
@@ -21,5 +22,5 @@ def main() -> None:
     """Put guided backpropagation, deconvnet, gradient, Grad-CAM and other maps into any CNN's .onnx file."""
 
 
-for command in (convert, verify, run, inspect, layers, explain, top, sanity, ops):
+for command in (convert, verify, run, inspect, layers, explain, compare, top, sanity, ops):
     main.add_command(command)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from onnx import ModelProto
 from PIL import Image
 
-from gbprewrite import embedded, evidence, modelfile, policies, seed
+from gbprewrite import embedded, evidence, modelfile, policies, report, seed
 from gbprewrite.errors import DataError, UsageError
 from gbprewrite.preprocessing import Options, Preprocessing, plan
 from gbprewrite.runtime import arrays, images
@@ -37,17 +37,22 @@ MEANINGS = {"Softmax": "probability", "LogSoftmax": "log-probability", "Sigmoid"
 class ClassScore:
     """One class: its index (several coordinates for a unit), label and value, None where unknown.
 
-    meaning says what the value is: "probability", "log-probability" or "score", and whether it is a sum.
+    meaning says what the value is: "probability", "log-probability" or "score", and whether it is a sum; of a unit of
+    the inner tensor `layer` it is an "activation".
     """
 
     index: tuple[int, ...]
     label: str | None
     value: float | None
     meaning: str
+    layer: str | None = None
 
     def name(self) -> str:
         """`espresso (class 967)`, or what is known of it."""
-        place = f"class {self.index[0]}" if len(self.index) == 1 else f"unit {','.join(map(str, self.index))}"
+        is_class = len(self.index) == 1 and self.layer is None
+        place = f"class {self.index[0]}" if is_class else f"unit {','.join(map(str, self.index))}"
+        if self.layer is not None:
+            return f"{self.layer}, {place}"
         return f"{self.label} ({place})" if self.label else place
 
     def title(self) -> str:
@@ -107,7 +112,8 @@ class PhotoExplainer:
             DataError: the model's input is no image.
         """
         proto = model if isinstance(model, ModelProto) else modelfile.load(model)
-        self.explainer = Explainer(proto, method, target, providers=providers, **options)
+        only_maps = report.holds_only_maps(report.read_record(proto))
+        self.explainer = Explainer(proto, method, target, providers=providers, with_score=not only_maps, **options)
         record = self.explainer.record
         self.labels = labels
         self.methods = tuple(dict.fromkeys([method] if isinstance(method, str) else method or record["methods"]))
@@ -129,6 +135,7 @@ class PhotoExplainer:
         self.input = self.explainer.inputs[0]
         self.preprocessing = self._preprocessing(proto, preprocessing)
         self._meaning = meaning_of(proto, record["output"])
+        self._inner = not only_maps and record["output"] not in {o.name for o in proto.graph.output}
 
     def _preprocessing(self, model: ModelProto, said: Options | None) -> Preprocessing:
         """What the file itself does to photographs, else what is said and what the model tells."""
@@ -163,7 +170,7 @@ class PhotoExplainer:
     def _class_values(self, explanation: Explanation) -> tuple[Array | None, str]:
         """One number for each class and what it is; None for an inner tensor, which is no output."""
         output = explanation.outputs.get(self.explainer.record["output"])
-        if output is None:
+        if output is None or self._inner:
             return None, self._meaning
         sample, meaning = output[0], self._meaning
         if sample.size == max(sample.shape, default=1):  # [C], [C,1,1], or [1,1,C] of channels last
@@ -195,9 +202,11 @@ class PhotoExplainer:
         return ClassScore((index,), label, None if values is None else float(values[index]), meaning)
 
     def _unit(self, explanation: Explanation, index: tuple[int, ...]) -> ClassScore:
-        output = explanation.outputs.get(self.explainer.record["output"])
-        value = float(output[0][index]) if output is not None and output.ndim == len(index) + 1 else None
-        return ClassScore(index, None, value, self._meaning)
+        record = self.explainer.record
+        name, meaning = (record["score"], "activation") if self._inner else (record["output"], self._meaning)
+        values = explanation.outputs.get(name)  # a file of nothing but maps has none
+        value = float(values[0][index]) if values is not None and values.ndim == len(index) + 1 else None
+        return ClassScore(index, None, value, meaning, record["score"] if self._inner else None)
 
 
 @contextmanager
@@ -236,6 +245,8 @@ def rows(explained: ExplainedPhoto, style: drawing.Style | None = None) -> list[
 def _columns(methods: int, style: drawing.Style) -> int:
     """Maps in a line: all of them, or those of one method, or what one way to show them gives."""
     each = 1 + style.overlay
+    if style.columns is not None:
+        return style.columns * len(style.show) * each
     fitting = [n for n in (methods * len(style.show) * each, len(style.show) * each) if n <= WIDE]
     return fitting[0] if fitting else each
 

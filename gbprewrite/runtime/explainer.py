@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import ArrayLike, NDArray
 from onnx import ModelProto
 
 from gbprewrite import embedded, report
 from gbprewrite.convert import convert, load
 from gbprewrite.errors import DataError, ModelError, UsageError
+from gbprewrite.protos import copied
 from gbprewrite.runtime import arrays, images
 from gbprewrite.runtime.session import Session
 from gbprewrite.seed import parse
@@ -75,6 +77,7 @@ class Explainer:
         *,
         providers: str = "auto",
         threads: int = 0,
+        with_score: bool = False,
         **options: Any,
     ) -> None:
         """Load a model, and convert it first when it is none that gbprewrite has converted.
@@ -85,6 +88,7 @@ class Explainer:
             target: as for `gbprewrite.convert`; its default there, or what a converted file holds.
             providers: "auto" takes CUDA when a session really runs on it and else the CPU; "cuda"; "cpu".
             threads: how many the CPU provider uses; 0 for one for each core.
+            with_score: give the explained score among the outputs, even where it is an inner tensor.
             options: the other keywords of `gbprewrite.convert`.
 
         Raises:
@@ -108,6 +112,9 @@ class Explainer:
             (m["input"], m["method"], m["form"]): m["output"] for m in record["maps"] if m["method"] in asked
         }
         self.slots = slots_of(proto)
+        if with_score and record["score"] not in {o.name for o in proto.graph.output}:
+            model = proto = copied(proto)
+            proto.graph.output.append(onnx.ValueInfoProto(name=record["score"]))
         self._session = Session(model, providers, threads=threads)
         self.provider, self.provider_note = self._session.provider, self._session.note
         own = report.given_names(record)

@@ -90,13 +90,17 @@ class ArrayFiles(AbstractContextManager["ArrayFiles"]):
 
 
 class Wanted(NamedTuple):
-    """What is to be written: pictures and arrays beside the images or in `folder`, and sheet and report by path."""
+    """What is to be written: pictures and arrays beside the images or in `folder`, and sheet and report by path.
+
+    Pictures are called `IMAGE.<ending>.png`, by default after the methods.
+    """
 
     folder: Path | None = None
     pictures: bool = True
     arrays: bool = False
     sheet: Path | None = None
     html: Path | None = None
+    ending: str | None = None
 
 
 def outputs(
@@ -115,7 +119,7 @@ def outputs(
     found: list[Output] = []
     planned: list[Path] = []
     if wanted.pictures:
-        pictures = places(photos, f"{'+'.join(explainer.methods)}.png", wanted.folder)
+        pictures = places(photos, f"{wanted.ending or '+'.join(explainer.methods)}.png", wanted.folder)
         found.append(PictureFiles(pictures))
         planned += pictures.values()
     if wanted.arrays:
@@ -174,6 +178,7 @@ class Outcome:
         lines = [_line(one, one.index in marked) for one in top]
         lines += [_line(one, True) for one in explained if one.index not in listed]
         said = top[0].meaning if top else "the scores are no output of the file: no classes to list"
+        said = said if explained[0].layer is None else explained[0].meaning
         lines += [f"  {kind}: {path}" for kind, path in self.written.items()]
         return "\n".join(["", f"{self.image}  ({said})", *lines])
 

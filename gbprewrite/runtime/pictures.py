@@ -88,6 +88,8 @@ RENDERINGS = {
     "guided": Rendering("guided backpropagation"),
     "deconvnet": Rendering("deconvnet"),
     "gradient": Rendering("gradient", "absolute", "gray"),
+    "gradcam": Rendering("Grad-CAM", "absolute"),
+    "guided_gradcam": Rendering("Guided Grad-CAM"),
     "guided_no_switches": Rendering("guided, no switches"),
     "deconvnet_no_switches": Rendering("deconvnet, no switches"),
     "gradient_no_switches": Rendering("gradient, no switches", "absolute", "gray"),
@@ -102,6 +104,7 @@ class Style(NamedTuple):
     diverging: str | None = None
     sequential: str | None = None
     overlay: bool = False
+    columns: int | None = None  # methods beside each other; as many as fit, if nothing is said
 
     def text(self) -> str:
         """What is shown, and what full colour means."""

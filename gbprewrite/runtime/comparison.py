@@ -1,0 +1,108 @@
+"""Several methods on the same photographs, from one file and one run of it; and how alike their maps are.
+
+The columns are those of Springenberg et al. 2014, figure 4 (backpropagation, deconvnet, guided backpropagation), and
+Grad-CAM with Guided Grad-CAM (Selvaraju et al. 2017).
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto
+
+from gbprewrite import report
+from gbprewrite.convert import load
+from gbprewrite.errors import NoFeatureLayer, UsageError
+from gbprewrite.runtime.explain import ExplainedPhoto, PhotoExplainer
+from gbprewrite.runtime.pictures import SHOWS
+
+COLUMNS = ("gradient", "deconvnet", "guided", "gradcam", "guided_gradcam")
+SWITCHLESS = {m: f"{m}_no_switches" for m in ("gradient", "deconvnet", "guided")}
+LOCALISING = ("gradcam", "guided_gradcam")  # these need a layer of feature maps, which not every network has
+
+
+class Comparison:
+    """What `gbprewrite compare` does beside explaining: see `cli.photographs.Job`.
+
+    Attributes:
+        methods: the methods compared, in the order of the columns; those without switches stand last.
+        columns: how many of them stand beside each other.
+        notes: what the caller should be told, a sentence each.
+    """
+
+    ending = "compare"
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | ModelProto,
+        method: Sequence[str] = (),
+        *,
+        no_switches: bool = False,
+        **options: Any,
+    ) -> None:
+        """Of a model, or a converted one.
+
+        Args:
+            model, options: as for `PhotoExplainer`.
+            method: `COLUMNS` by default, without Grad-CAM where the model has no layer for it, which `notes` tells;
+                of a converted model what it holds.
+            no_switches: also compare gradient, deconvnet and guided without the switches of max pools.
+
+        Raises UsageError for `no_switches` with none of the methods that it is for, ModelError for a file that can't be
+        read.
+        """
+        self._model, self._options = load(model, replace=None), options
+        record = None if options.get("replace") else report.read_record(self._model)
+        held = () if record is None else tuple(m for m in record["methods"] if m not in SWITCHLESS.values())
+        self._chosen = bool(method or held)
+        self._no_switches, self.notes = no_switches, list[str]()
+        self._set(tuple(dict.fromkeys(method or held or COLUMNS)))
+        self._sums: dict[tuple[str, str], list[float]] = defaultdict(list)
+
+    def _set(self, methods: Sequence[str]) -> None:
+        below = [SWITCHLESS[m] for m in methods if m in SWITCHLESS] if self._no_switches else []
+        if self._no_switches and not below:
+            raise UsageError(f"--no-switches is for --method {', '.join(SWITCHLESS)}, and none of them is compared.")
+        self.columns = len(methods)
+        # Each below the method that it belongs to.
+        self.methods = (*sorted(methods, key=lambda m: m not in SWITCHLESS if below else 0), *below)
+
+    def open(self, **options: Any) -> PhotoExplainer:
+        """The explainer of all methods. Raises as `PhotoExplainer`."""
+        try:
+            return PhotoExplainer(self._model, self.methods, **self._options, **options)
+        except NoFeatureLayer as reason:
+            if self._chosen:
+                raise
+            self.notes.append(f"without Grad-CAM and Guided Grad-CAM: {reason}")
+            self._set([m for m in COLUMNS if m not in LOCALISING])
+            return PhotoExplainer(self._model, self.methods, **self._options, **options)
+
+    def add(self, explained: ExplainedPhoto) -> None:
+        """Compare the maps of one photograph, class by class."""
+        for maps in explained.maps:
+            sizes = {m: SHOWS["absolute"].formula(values.astype(np.float64)).ravel() for m, values in maps.items()}
+            for a, b in combinations(self.methods, 2):
+                cosine = _cosine(sizes[a], sizes[b])
+                if cosine is not None:
+                    self._sums[a, b].append(cosine)
+
+    def facts(self) -> dict[str, Any]:
+        """How alike the methods' maps are: the cosine of |map| (its largest channel), mean over all that were added.
+
+        None where a map was nothing but zero each time.
+        """
+        means = {pair: float(np.mean(self._sums[pair])) if self._sums[pair] else None for pair in self._pairs()}
+        return {"likeness": [{"methods": list(pair), "cosine": mean} for pair, mean in means.items()]}
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        return list(combinations(self.methods, 2))
+
+
+def _cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float | None:
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norms if norms else None
