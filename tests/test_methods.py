@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gbprewrite
-from tests.small import Array, model, normal, run
+from tests.small import Array, cnn, model, normal, run
 
 METHODS = ("gradient", "guided", "deconvnet")
 
@@ -86,6 +86,16 @@ def test_without_switches_each_window_hands_down_evenly(case: str) -> None:
     np.testing.assert_allclose(found["deconvnet_no_switches"], spread, rtol=1e-6)
     np.testing.assert_allclose(found["guided_no_switches"], spread * (x > 0), rtol=1e-6)
     np.testing.assert_allclose(found["gradient_no_switches"], spread * (x > 0), rtol=1e-6)
+
+
+def test_without_switches_deconvnet_does_not_look_at_the_image() -> None:
+    """Springenberg et al. 2014, section 3.4; guided does, by the masks of its forward pass."""
+    built = gbprewrite.convert(cnn(), ["deconvnet", "deconvnet_no_switches", "guided_no_switches"], 2)
+    one, other = (run(built, image=normal(1, 3, 12, 12, seed=seed)) for seed in (1, 2))
+    same = {m: np.array_equal(one[f"image_{m}"], other[f"image_{m}"]) for m in ("deconvnet", "deconvnet_no_switches")}
+    assert same == {"deconvnet": False, "deconvnet_no_switches": True}
+    assert one["image_deconvnet_no_switches"].any()
+    assert not np.array_equal(one["image_guided_no_switches"], other["image_guided_no_switches"])
 
 
 @pytest.mark.parametrize("method", ["guided_no_switches", "deconvnet_no_switches"])

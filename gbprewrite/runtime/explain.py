@@ -243,11 +243,13 @@ def rows(explained: ExplainedPhoto, style: drawing.Style | None = None) -> list[
 
 
 def _columns(methods: int, style: drawing.Style) -> int:
-    """Maps in a line: all of them, or those of one method, or what one way to show them gives."""
+    """Maps in a line: all of them, or what fits of them where each method has one, or those of one method, or what one
+    way to show them gives."""
     each = 1 + style.overlay
     if style.columns is not None:
         return style.columns * len(style.show) * each
-    fitting = [n for n in (methods * len(style.show) * each, len(style.show) * each) if n <= WIDE]
+    of_one = len(style.show) * each
+    fitting = [n for n in (methods * of_one, WIDE if of_one == 1 else of_one) if n <= WIDE]
     return fitting[0] if fitting else each
 
 
