@@ -215,7 +215,7 @@ def _repeated(op: Builder, v: Tensor, count: int) -> Tensor:
     """v [N, ...] for each of the points; what has no batch of any size stays as it is."""
     if not v.shape or fixed(v.shape[0]):
         return v
-    shape = op.Concat(np.array([count], np.int64), op.shape_of(v), axis=0)
+    shape = np.array([count] + [1] * len(v.shape), np.int64)  # Expand broadcasts both ways
     return _one_batch(op, op.Expand(op.Unsqueeze(v, np.array([0], np.int64)), shape), v, count)
 
 

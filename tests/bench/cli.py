@@ -7,6 +7,7 @@ that is explained is handed to the peers ready-made; this project's files find i
 """
 
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from itertools import product
@@ -19,6 +20,7 @@ import onnx
 
 from tests.bench import chart, machine, report
 from tests.bench import operators as profiling
+from tests.bench import placement as placing
 from tests.bench import scaling as growth
 from tests.bench.comparison import Files, Pace, Row, Setting, compare, cores
 from tests.bench.contenders import CONTENDERS, FORWARD, METHODS, OURS, REFERENCE, TOP5, default_contenders
@@ -242,3 +244,33 @@ def topk(networks: tuple[str, ...], method: str, threads: int, batch: tuple[int,
         report.print_reasons(rows)
     report.print_table(f"{method}, {threads} threads", columns, lines)
     report.write_table(options["out"] / "topk.md", machine.describe(), columns, lines)
+
+
+@main.command()
+@click.option("--networks", default="", callback=_split, help="Names, or .onnx files. Default: everything.")
+@click.option("--files", default="base,companions", show_default=True, callback=_split, help="Methods of a file each.")
+@click.option("--opsets", default="18", show_default=True, callback=_numbers)
+@click.option("--exporter", default="torchscript", show_default=True, type=click.Choice(["torchscript", "dynamo"]))
+@click.option("--python", default=sys.executable, help="A Python that has onnxruntime-gpu. Default: this one.")
+@out_option
+def placement(
+    networks: tuple[str, ...], files: tuple[str, ...], opsets: tuple[int, ...], exporter: str, python: str, out: Path
+) -> None:
+    """Where CUDA would run every network of the zoo, by ../shared/cuda_placement/place.py. Writes placement.md.
+
+    Exit status 1 where a converted file falls short of what its source reaches alone.
+    """
+    unknown = [name for name in files if name not in placing.FILES]
+    if unknown:
+        raise click.UsageError(f"--files {unknown[0]}: choose from {', '.join(placing.FILES)}")
+    if not placing.PLACE.exists():
+        raise Unavailable(f"{placing.PLACE} is not there")
+    found: list[placing.Row] = []
+    with report.console.status("") as status:
+        for rows in placing.every_row(networks, exporter, opsets, files, [python, str(placing.PLACE)]):
+            found += rows
+            status.update(found[-1].network)
+            report.write_table(out / "placement.md", machine.describe(), placing.COLUMNS, [r.cells for r in found])
+    report.print_table("Placement on CUDA", placing.COLUMNS, [row.cells for row in found])
+    report.console.print(placing.summary(found))
+    click.get_current_context().exit(int(any(row.ours for row in found)))

@@ -1,6 +1,7 @@
 """The benchmark runs, without PyTorch, and says what it measured; no test asserts a time."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from tests.bench import report, scaling
+from tests.bench import placement, report, scaling
 from tests.bench.cli import main
 from tests.bench.comparison import Row
 from tests.bench.networks import ROOT
+from tests.small import cnn
 
 DIGITS = str(ROOT / "models/digits.onnx")
 BRIEF = ("--rounds", "1", "--seconds", "0.01", "--threads", "1")
@@ -123,3 +125,42 @@ def test_wrong_options(arguments: tuple[str, ...], message: str) -> None:
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 2
     assert message in " ".join(done.output.replace("│", " ").split())
+
+
+CLEAN = placement.Placed(9, {}, {}, True, True)
+
+
+@pytest.mark.parametrize(
+    ("placed", "source", "ours"),
+    [
+        (CLEAN, CLEAN, False),
+        (CLEAN, CLEAN._replace(cpu_nodes={"Resize": 1}), False),
+        (CLEAN._replace(cpu_nodes={"Resize": 1}), CLEAN._replace(cpu_nodes={"Resize": 1}), False),
+        (CLEAN._replace(cpu_nodes={"Resize": 2}), CLEAN._replace(cpu_nodes={"Resize": 1}), True),
+        (CLEAN._replace(memcpy={"MemcpyToHost": 1}), CLEAN, True),
+        (CLEAN._replace(cuda_graph=False), CLEAN, True),
+        (CLEAN._replace(strict=False), CLEAN, True),
+        (CLEAN._replace(cuda_graph=False, strict=False), CLEAN._replace(cuda_graph=False, strict=False), False),
+        (None, CLEAN, True),
+    ],
+)
+def test_a_file_answers_for_what_its_source_can_do_alone(placed: Any, source: Any, ours: bool) -> None:
+    """A network that has no place on CUDA itself is not the backward part's fault."""
+    assert placement.Row("n", 18, "base", placed, source).ours is ours
+
+
+def test_placement_of_a_file(tmp_path: Path) -> None:
+    """By a place.py that finds everything on CUDA."""
+    place = tmp_path / "place.py"
+    told = (
+        '{"model": os.path.basename(p), "cuda_nodes": 1, "cpu_nodes": {}, "memcpy": {}, "cuda_graph": 1, "strict": 1}'
+    )
+    place.write_text(f"import json, os, sys\nfor p in sys.argv[2:]: print(json.dumps({told}))\n")
+    onnx.save(cnn(), tmp_path / "net.onnx")
+    name, command = str(tmp_path / "net.onnx"), [sys.executable, str(place)]
+    (rows,) = placement.every_row([name], "torchscript", [18, 21], ["base"], command)
+    assert [(row.opset, row.methods, row.placed.clean, row.ours) for row in rows] == [
+        (18, "base", True, False),
+        (21, "base", True, False),
+    ]
+    assert "2 converted files of 1 networks: 2 with no CPU node" in placement.summary(rows)
