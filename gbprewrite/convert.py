@@ -222,6 +222,7 @@ def _converted(
     select.check_names(graph, result, [*gained, *([image] if settings.embed else [])])
 
     op = Builder(graph, opset_of(result), prefix, SPELLINGS[optimize_for])
+    op.weights = frozenset(t.name for t in result.graph.initializer) - {i.name for i in result.graph.input}
     op.reserve([*gained, *names_inside(result.graph)])
     seeds = seed.seeds(op, chosen.score, wanted, chosen.class_axis, names)
     outputs: list[Tensor] = []

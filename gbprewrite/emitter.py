@@ -28,6 +28,7 @@ class Emitter:
         self.spelling = spelling
         self.nodes: list[gs.Node] = []
         self.told: list[gs.Variable] = []  # of which the builder knows more than ONNX's inference finds
+        self.weights: frozenset[str] = frozenset()  # names of constants whose values the forward graph leaves out
         self.scope = "grad"
         self._names: set[str] = {n.name for n in forward.nodes}
         self._known: MutableMapping[Any, list[Tensor]] = {}
@@ -71,7 +72,7 @@ class Emitter:
     def inside(self, branch: gs.Graph) -> Self:
         """A builder for a graph inside a node: it sees what was built around it, and takes no name twice."""
         made = type(self)(branch, self.opset, self.prefix, self.spelling)
-        made.scope = self.scope
+        made.scope, made.weights = self.scope, self.weights
         self._names |= made._names
         made._names = self._names
         made._known = ChainMap(made._known, self._known)

@@ -11,19 +11,23 @@ class Spelling(NamedTuple):
         products: to Where, products with 0/1 masks, which behind a ReLU are steep HardSigmoids.
         comparisons: to MaxPool's Indices and ScatterElements, comparisons with the maxima. (On CUDA, Indices count ties
             by columns and scattering adds in any order; comparisons give the CPU's maps, the same each time.)
+        scaled_weights: to a product of the cotangent with a number for each channel, as of BatchNormalization, before a
+            convolution's adjoint, weights that are multiplied when the file is loaded.
     """
 
     convolutions: bool
     products: bool
     comparisons: bool
+    scaled_weights: bool
 
 
-ON_CPU = Spelling(convolutions=True, products=True, comparisons=True)
+ON_CPU = Spelling(convolutions=True, products=True, comparisons=True, scaled_weights=True)
 SPELLINGS = {
     "auto": ON_CPU,
     "cpu": ON_CPU,
-    "cuda": Spelling(convolutions=False, products=False, comparisons=True),  # cuDNN has a kernel for ConvTranspose
-    "portable": Spelling(convolutions=False, products=False, comparisons=False),
+    # cuDNN has a kernel for ConvTranspose.
+    "cuda": Spelling(convolutions=False, products=False, comparisons=True, scaled_weights=True),
+    "portable": Spelling(convolutions=False, products=False, comparisons=False, scaled_weights=False),
 }
 
 

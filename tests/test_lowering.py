@@ -4,6 +4,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import gbprewrite
@@ -136,3 +137,57 @@ def test_gate(high: float | None) -> None:
     *fast, plain = spellings(source, x=data, seed=np.ones_like(data))
     for method, made in product(METHODS, fast):
         np.testing.assert_array_equal(made[f"x_{method}"], plain[f"x_{method}"])
+
+
+STATISTICS = {name: normal(16, seed=3 + i) for i, name in enumerate("som")} | {"v": 0.1 + normal(16, seed=6) ** 2}
+NORMALISED = {  # what stands behind the convolution, and whether its numbers for each channel can go into the weights
+    "BatchNormalization": ("y = BatchNormalization (a, s, o, m, v)", True),
+    "then a rectifier": ("b = BatchNormalization (a, s, o, m, v) y = Relu (b)", True),
+    "a product": ("y = Mul (a, per_channel)", True),
+    "a product from the left": ("y = Mul (per_channel, a)", True),
+    "read elsewhere": ("b = BatchNormalization (a, s, o, m, v) y = Add (a, b)", False),
+    "a number for each row": ("y = Mul (a, per_row)", False),
+    "one number": ("y = Mul (a, one)", False),
+    "no constant": ("p = GlobalAveragePool (a) y = Mul (a, p)", False),
+}
+SCALED = ("3x3", "1x1", "groups", "depthwise", "phases", "phases, depthwise", "strided")
+
+
+@pytest.mark.parametrize("behind", NORMALISED)
+@pytest.mark.parametrize("name", SCALED)
+def test_numbers_for_each_channel_go_into_the_weights(name: str, behind: str) -> None:
+    attributes, x, w = CONVOLUTIONS[name]
+    text, goes = NORMALISED[behind]
+    shape = ", ".join(["N", *map(str, x[1:])])
+    outputs = w[0]
+    source = model(
+        f"g (float[{shape}] x) => (float[] y) {{ a = Conv <{attributes}> (x, w) {text} }}",
+        w=normal(*w), per_channel=normal(outputs, 1, 1, seed=7), one=np.float32([[[0.3]]]),
+        **{k: value[:outputs] for k, value in STATISTICS.items()},
+    )  # fmt: skip
+    source.graph.output[0].type.tensor_type.ClearField("shape")
+    if "per_row" in text:
+        rows = run(model(f"g (float[{shape}] x) => (float[] a) {{ a = Conv <{attributes}> (x, w) }}", w=normal(*w)),
+                   x=normal(*x))["a"].shape[2]  # fmt: skip
+        source.graph.initializer.append(onnx.numpy_helper.from_array(normal(rows, 1, seed=8), "per_row"))
+    data = normal(*x, seed=1)
+    seed = normal(*run(source, x=data)["y"].shape, seed=2)
+    methods = METHODS if "Relu" in text else ("gradient",)
+    made = {how: gbprewrite.convert(source, methods, "seed", optimize_for=how) for how in ("auto", "cuda", "portable")}
+    plain = run(made["portable"], x=data, seed=seed)
+    for how in ("auto", "cuda"):
+        found = run(made[how], x=data, seed=seed)
+        for method in methods:
+            np.testing.assert_allclose(found[f"x_{method}"], plain[f"x_{method}"], rtol=1e-5, atol=1e-5)
+        scaled = any(n.op_type == "Mul" and n.input[0] == "w" for n in made[how].graph.node)
+        assert scaled == goes
+
+
+def test_a_weight_that_the_caller_may_override_is_not_multiplied_beforehand() -> None:
+    source = model(
+        "g (float[N, 3, 6, 7] x, float[4, 3, 3, 3] w) => (float[N, 4, 4, 5] y)"
+        " { a = Conv (x, w) y = Mul (a, per_channel) }",
+        w=normal(4, 3, 3, 3), per_channel=normal(4, 1, 1, seed=7),
+    )  # fmt: skip
+    built = gbprewrite.convert(source, "gradient", "seed", inputs=["x"])
+    assert not any(n.op_type == "Mul" and n.input[0] == "w" for n in built.graph.node)

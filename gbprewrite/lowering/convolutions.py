@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from gbprewrite.lowering import phases
 from gbprewrite.lowering.verbs import END
@@ -20,10 +21,35 @@ class Convolutions(Windows):
     ) -> Tensor:
         """dx of y = Conv(x, w): the transposed convolution, or a convolution with turned weights where that is one."""
         window = self.window(x, self._kernel(w, kernel_shape), **attributes)
+        dy, w = self._scaled_weights(dy, w)
         made = self._as_convs(dy, x, w, window, group)
         if made is not None:
             return self.shaped_like(made, x)
         return self.shaped_like(self.transposed(dy, w, window, self.dims(x)[2:], group), x)
+
+    def _scaled_weights(self, dy: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """(cotangent, weights), with what multiplies each channel of the cotangent in the weights instead.
+
+        So BatchNormalization behind a convolution costs nothing on the way back: runtimes multiply the weights when
+        they load the file, which stores them once. onnxruntime leaves its blocked layout for such a product.
+        """
+        node = dy.inputs[0] if isinstance(dy, gs.Variable) and dy.inputs else None
+        if not self.spelling.scaled_weights or node is None or node.op != "Mul" or not self.is_weight(w):
+            return dy, w
+        plain, scale = node.inputs
+        of_channels = [w.shape[0], *[1] * (len(w.shape) - 2)]
+        if list(scale.shape or ()) not in (of_channels, [1, *of_channels]) or not self.is_weight(scale):
+            return dy, w
+        if plain.shape is None or len(plain.shape) != len(w.shape):
+            return dy, w
+        scale = self.Reshape(scale, np.array([-1, *[1] * (len(w.shape) - 1)], np.int64))
+        return plain, self.Mul(w, self.cast_to(scale, w))
+
+    def is_weight(self, v: Tensor) -> bool:
+        """Whether a value is a constant of the model, or computed from constants alone."""
+        if isinstance(v, gs.Constant) or v.name in self.weights:
+            return True
+        return bool(v.inputs) and all(self.is_weight(t) for t in v.inputs[0].inputs if t.name)
 
     @staticmethod
     def _kernel(w: Tensor, stated: Sequence[int] | None) -> Sequence[Any]:
