@@ -11,6 +11,7 @@ class Spelling(NamedTuple):
         products: to Where, products with 0/1 masks, which behind a ReLU are steep HardSigmoids.
         comparisons: to MaxPool's Indices and ScatterElements, comparisons with the maxima. (On CUDA, Indices count ties
             by columns and scattering adds in any order; comparisons give the CPU's maps, the same each time.)
+        open_comparisons: the same where heights and widths are open; their arithmetic would leave CUDA.
         scaled_weights: to a product of the cotangent with a number for each channel, as of BatchNormalization, before a
             convolution's adjoint, weights that are multiplied when the file is loaded.
     """
@@ -18,16 +19,19 @@ class Spelling(NamedTuple):
     convolutions: bool
     products: bool
     comparisons: bool
+    open_comparisons: bool
     scaled_weights: bool
 
 
-ON_CPU = Spelling(convolutions=True, products=True, comparisons=True, scaled_weights=True)
+ON_CPU = Spelling(convolutions=True, products=True, comparisons=True, open_comparisons=True, scaled_weights=True)
 SPELLINGS = {
     "auto": ON_CPU,
     "cpu": ON_CPU,
     # cuDNN has a kernel for ConvTranspose.
-    "cuda": Spelling(convolutions=False, products=False, comparisons=True, scaled_weights=True),
-    "portable": Spelling(convolutions=False, products=False, comparisons=False, scaled_weights=False),
+    "cuda": Spelling(convolutions=False, products=False, comparisons=True, open_comparisons=False, scaled_weights=True),
+    "portable": Spelling(
+        convolutions=False, products=False, comparisons=False, open_comparisons=False, scaled_weights=False
+    ),
 }
 
 

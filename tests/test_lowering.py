@@ -1,6 +1,6 @@
 """Every spelling of an adjoint against the portable one, in the same runtime."""
 
-from itertools import product
+from itertools import product, zip_longest
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,24 @@ def test_pool(operator: str, name: str, symbolic: bool) -> None:
     *fast, plain = spellings(source, x=data, seed=seed)
     for method, made in product(METHODS, fast):
         np.testing.assert_allclose(made[f"x_{method}"], plain[f"x_{method}"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in POOLS if name != "same"])
+def test_pool_of_open_sizes(name: str) -> None:
+    """One file, several sizes; ties as above."""
+    attributes, x = POOLS[name]
+    axes = len(x) - 2
+    shape = ", ".join(["N", str(x[1]), *"HWD"[:axes]])
+    source = model(f"g (float[{shape}] x) => (float[] y) {{ a = MaxPool <{attributes}> (x) y = Relu (a) }}")
+    source.graph.output[0].type.tensor_type.ClearField("shape")
+    made = {how: gbprewrite.convert(source, METHODS, "seed", optimize_for=how) for how in ("auto", "portable")}
+    assert "ScatterElements" not in {n.op_type for n in made["auto"].graph.node}
+    for longer in product(range(3), repeat=min(axes, 2)):
+        data = np.round(2 * normal(*x[:2], *(n + more for n, more in zip_longest(x[2:], longer, fillvalue=0)), seed=1))
+        seed = normal(*run(source, x=data)["y"].shape, seed=2)
+        found, plain = (run(built, x=data, seed=seed) for built in made.values())
+        for method in METHODS:
+            np.testing.assert_allclose(found[f"x_{method}"], plain[f"x_{method}"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
