@@ -14,6 +14,7 @@ from gbprewrite.branches import captured, reads, rename
 from gbprewrite.inference import types_of
 from gbprewrite.lowering import Builder
 from gbprewrite.normalise import settle
+from gbprewrite.symbols import UNKNOWN
 from gbprewrite.tensors import Tensor, node_proto, onnx_type
 from gbprewrite.view import view
 
@@ -79,7 +80,7 @@ def _opened(alone: ModelProto, prefix: str, around: Mapping[str, Tensor]) -> Bra
     for tensor in (t for n in graph.nodes for t in n.outputs if t.shape is not None):
         # Inference counts its own names in every graph from zero.
         tensor.shape = [
-            f"{prefix}:{d}" if isinstance(d, str) and d.startswith("unk__") and d not in known else d
+            f"{prefix}:{d}" if isinstance(d, str) and d.startswith(UNKNOWN) and d not in known else d
             for d in tensor.shape
         ]
     forward = GraphProto(node=alone.graph.node)

@@ -11,6 +11,7 @@ from gbprewrite.branches import captured, reads
 from gbprewrite.errors import ModelError
 from gbprewrite.lowering import Builder
 from gbprewrite.protos import put_nodes
+from gbprewrite.symbols import UNKNOWN
 from gbprewrite.tensors import Tensor, node_proto, onnx_type
 
 
@@ -49,7 +50,7 @@ def _declared(tensor: Tensor) -> list[int | str | None] | None:
     """A shape for the file: inference's own names for what it does not know (unk__0) say nothing to others."""
     if tensor.shape is None:
         return None
-    return [None if isinstance(d, str) and d.startswith("unk__") else d for d in tensor.shape]
+    return [None if isinstance(d, str) and d.startswith(UNKNOWN) else d for d in tensor.shape]
 
 
 def keep_only(model: ModelProto, outputs: Sequence[str]) -> None:

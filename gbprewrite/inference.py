@@ -16,6 +16,7 @@ from gbprewrite.modelfile import without_weights
 from gbprewrite.protos import elements, put_nodes
 from gbprewrite.qlinear import SpeltOut
 from gbprewrite.rules.linear import subscripts
+from gbprewrite.symbols import UNKNOWN, unify
 from gbprewrite.tensors import SMALL, read_type
 
 MOVES = ("Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze")
@@ -33,11 +34,13 @@ def infer(model: ModelProto) -> ModelProto:
     _forget(skeleton, "?")  # two unknown dimensions, not twice the same one
     spelt = SpeltOut(skeleton)
     while True:
+        _name_sizes(skeleton)
         skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
         if not _Folding(skeleton).run():
             spelt.put_back(skeleton)
+            unify(skeleton.graph)
             return skeleton
-        _forget(skeleton, "unk__")  # inference's own names, which would stand in the way of what it knows now
+        _forget(skeleton, UNKNOWN)  # inference's own names, which would stand in the way of what it knows now
 
 
 def _forget(model: ModelProto, name: str) -> None:
@@ -46,6 +49,14 @@ def _forget(model: ModelProto, name: str) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param.startswith(name):
                 dim.Clear()
+
+
+def _name_sizes(model: ModelProto) -> None:
+    """Name the unknown sizes of inputs: inference carries names along, and else forgets which size it was."""
+    for value in model.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value") and not dim.dim_param:
+                dim.dim_param = f"{UNKNOWN}{value.name}_{axis}"
 
 
 def typed_skeleton(model: ModelProto) -> ModelProto:

@@ -11,6 +11,7 @@ from gbprewrite import differentiate, policies, select
 from gbprewrite.convert import blaming, load
 from gbprewrite.graft import restore
 from gbprewrite.normalise import normalise
+from gbprewrite.symbols import UNKNOWN
 from gbprewrite.tensors import Tensor, is_float
 from gbprewrite.view import view
 
@@ -74,7 +75,7 @@ def _tensors(
 
 def _dimension(size: int | str | None) -> int | str:
     """A number, the model's own name, or "?"; "unk__0" and so on are shape inference's names."""
-    return size if isinstance(size, int) else "?" if size is None or size.startswith("unk__") else size
+    return size if isinstance(size, int) else "?" if size is None or size.startswith(UNKNOWN) else size
 
 
 def _moved(node: gs.Node) -> bool:

@@ -243,7 +243,7 @@ def test_question_marks_are_two_unknown_dimensions() -> None:
     source = model("g (float[1, 2, H, W] x) => (float[1, 2, H, W] y) { y = Relu (x) }")
     for axis in (2, 3):
         source.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = "?"
-    assert read_type(infer(source).graph.input[0].type)[1] == [1, 2, None, None]
+    assert read_type(infer(source).graph.input[0].type)[1] == [1, 2, "unk__x_2", "unk__x_3"]
 
 
 def test_downgrade_to_where_cuda_has_kernels() -> None:
