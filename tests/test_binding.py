@@ -1,5 +1,6 @@
 """Bound inputs and outputs give what a plain run gives, and results stay as they are; CUDA graphs on CUDA."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,26 @@ def test_a_result_stays_as_it_is_when_the_buffers_are_used_again() -> None:
     for name, value in kept.items():
         np.testing.assert_array_equal(first[name], value)
         assert not np.array_equal(second[name], value)
+
+
+def test_what_is_fed_stays_as_it_is() -> None:
+    bound = binding.Bindings(ort, inference(), "cpu", graphs=False)
+    image = normal(2, 3, 12, 12)
+    kept = image.copy()
+    bound.run({"image": image}, NAMES)
+    bound.run({"image": -kept}, NAMES)
+    np.testing.assert_array_equal(image, kept)
+
+
+def test_threads_get_their_own_results() -> None:
+    ran = inference()
+    bound = binding.Bindings(ort, ran, "cpu", graphs=False)
+    images = [normal(2, 3, 12, 12, seed=seed) for seed in range(2)]
+    wanted = [plain(ran, image)["image_guided"] for image in images]
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(lambda i: bound.run({"image": images[i % 2]}, NAMES)["image_guided"], range(2000))
+        for i, value in enumerate(found):
+            np.testing.assert_array_equal(value, wanted[i % 2])
 
 
 def test_arrays_of_any_layout_are_bound() -> None:

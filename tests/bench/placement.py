@@ -123,7 +123,7 @@ def _of_torch(exporter: str) -> dict[str, Make]:
         from tests.proof import dense_zoo, zoo
         from tests.proof.networks import Network
         from tests.proof.timm_zoo import NETWORKS as FROM_TIMM
-    except pytest.skip.Exception:
+    except (ImportError, pytest.skip.Exception):
         return {}
     made = {}
     for name in zoo.NETWORKS:

@@ -77,6 +77,7 @@ def _session(job: Job, graph: bool = False, directions: int | None = None) -> An
     options.intra_op_num_threads, options.inter_op_num_threads = job.threads, 1
     options.log_severity_level = QUIET
     options.add_session_config_entry(*UNPACKED)  # as an Explainer does; the plain forward pass stays as it is
+    options.enable_mem_pattern = job.device == "cuda"  # likewise
     if directions:
         options.add_free_dimension_override_by_name("nadj", directions)
     providers: list[Any] = [CPU]
