@@ -106,12 +106,12 @@ def heatmap(op: Builder, given: Pictured, told: Settings) -> Tensor:
     shares = _shares(op, given, told)
     if told.heatmap_dtype == "float":
         return op.cast_to(shares, given.map)
-    return op.Cast(op.Round(op.Mul(shares, 255.0)), to=TensorProto.UINT8)
+    return op.Cast(op.Round(op.Mul(_numbers(op, shares), 255.0)), to=TensorProto.UINT8)
 
 
 def overlay(op: Builder, given: Pictured, told: Settings) -> Tensor:
     """uint8 [N, (K,) H, W, 3], red first"""
-    shares, last = _shares(op, given, told), np.array([-1], np.int64)
+    shares, last = _numbers(op, _shares(op, given, told)), np.array([-1], np.int64)
     places = op.Cast(op.Round(op.Mul(shares, 255.0)), to=TensorProto.INT32)
     colours = op.cast_to(op.Gather(op.constant(_table(told.colormap)), places, axis=0), shares)
     opacity = op.Unsqueeze(op.Mul(shares, OPACITY), last)
@@ -180,6 +180,11 @@ def _shares(op: Builder, given: Pictured, told: Settings) -> Tensor:
         limit = op.Where(op.Equal(limit, 0.0), most, limit)  # nearly all are zero
         shares = op.Min(op.Div(rows, _or_one(op, limit)), 1.0)
     return op.reshape_like(shares, sizes)
+
+
+def _numbers(op: Builder, shares: Tensor) -> Tensor:
+    """Nought in place of NaN, of which integers know nothing: a map of a class that does not exist."""
+    return op.Where(op.IsNaN(shares), np.zeros((), numpy_dtype(shares)), shares)
 
 
 def _or_one(op: Builder, v: Tensor) -> Tensor:

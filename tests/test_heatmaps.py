@@ -96,6 +96,22 @@ def test_each_class_is_scaled_for_itself(target: str, classes: int | None) -> No
         np.testing.assert_allclose(heatmap, 255 * scaled(np.abs(map).max(axis=0), "percentile:99"), atol=0.51)
 
 
+def test_a_class_that_does_not_exist_is_black_in_integers_and_nan_in_floats() -> None:
+    source, x = network(), normal(2, 3, 12, 10)
+    built = gbprewrite.convert(source, "guided", "input", forms=["heatmap", "overlay"])
+    found = run(built, x=x, target=np.array([1, 9]))
+    assert found["x_guided_heatmap"][0].max() == 255
+    assert not found["x_guided_heatmap"][1].any()
+    grey = found["x_guided_overlay"][1]
+    assert (grey == grey[:, :, :1]).all()  # the photograph alone; inferno's black has no colour
+    built = gbprewrite.convert(source, "guided", "input", forms="heatmap", heatmap_dtype="float")
+    found = run(built, x=x, target=np.array([1, 9]))
+    assert np.isfinite(found["x_guided_heatmap"][0]).all()
+    assert np.isnan(found["x_guided_heatmap"][1]).all()
+    with pytest.raises(gbprewrite.DataError, match=r"target does not exist.*sample 1 .target 9"):
+        gbprewrite.Explainer(built, providers="cpu")(x, targets=[1, 9])
+
+
 OVERLAYS = {
     "colour": (network(), Options(preset="imagenet"), "inferno"),
     "blue first": (network(), Options(preset="caffe"), "viridis"),

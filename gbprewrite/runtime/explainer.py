@@ -240,8 +240,8 @@ class Explainer:
         if parse(self.record["target"]).kind in ("argmax", "seed"):
             return
         for (x, _, form), name in self._names.items():
-            if form != "raw":
-                continue
+            if form != "raw" and maps[name].dtype == np.uint8:
+                continue  # has no NaN: such a picture is black
             rows = range(len(maps[name]))
             finite = [x not in feeds or np.isfinite(feeds[x][i]).all() for i in rows]  # a photograph's bytes are
             void = [i for i in rows if np.isnan(maps[name][i]).all() and finite[i]]
