@@ -201,6 +201,15 @@ def test_numbers_for_each_channel_go_into_the_weights(name: str, behind: str) ->
         assert scaled == goes
 
 
+def test_half_precision_weights_are_not_multiplied_since_no_runtime_would_do_it_beforehand() -> None:
+    source = model(
+        "g (float16[N, 3, 6, 7] x) => (float16[N, 4, 4, 5] y) { a = Conv (x, w) y = Mul (a, per_channel) }",
+        w=normal(4, 3, 3, 3).astype(np.float16), per_channel=normal(4, 1, 1, seed=7).astype(np.float16),
+    )  # fmt: skip
+    built = gbprewrite.convert(source, "gradient", "seed")
+    assert not any(n.op_type == "Mul" and n.input[0] == "w" for n in built.graph.node)
+
+
 def test_a_weight_that_the_caller_may_override_is_not_multiplied_beforehand() -> None:
     source = model(
         "g (float[N, 3, 6, 7] x, float[4, 3, 3, 3] w) => (float[N, 4, 4, 5] y)"

@@ -10,7 +10,7 @@ from gbprewrite.lowering import phases
 from gbprewrite.lowering.verbs import END
 from gbprewrite.lowering.windows import Window, Windows
 from gbprewrite.shapes import Dim, fixed, rank
-from gbprewrite.tensors import Tensor
+from gbprewrite.tensors import HALF, Tensor, onnx_type
 
 
 class Convolutions(Windows):
@@ -38,6 +38,8 @@ class Convolutions(Windows):
             return dy, w
         plain, scale = node.inputs
         of_channels = [w.shape[0], *[1] * (len(w.shape) - 2)]
+        if onnx_type(w) in HALF:  # no kernel of onnxruntime's CPU multiplies these beforehand
+            return dy, w
         if list(scale.shape or ()) not in (of_channels, [1, *of_channels]) or not self.is_weight(scale):
             return dy, w
         if plain.shape is None or len(plain.shape) != len(w.shape):
