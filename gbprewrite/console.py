@@ -370,10 +370,10 @@ def _class_in_words(explained: Row) -> str:
 
 def print_likeness(methods: Sequence[str], likeness: Sequence[Row]) -> None:
     """The table of `compare`: how alike the maps of each two methods are."""
-    known = {frozenset(row["methods"]): _similarity(row["cosine"], 2) for row in likeness}
+    known = {frozenset(row["methods"]): _similarity(row["correlation"], 2) for row in likeness}
     rows = [[m, *(known.get(frozenset((m, other)), "") for other in methods[:-1])] for m in methods[1:]]
     kept = [[row[0], *(v if i <= k else "" for i, v in enumerate(row[1:]))] for k, row in enumerate(rows)]
-    title = "cosine similarity of the maps (largest channel of |map|), mean over images and classes"
+    title = "correlation of the maps (largest channel of |map|), mean over images and classes"
     print_table(title, ["", *methods[:-1]], kept, fold=False)
 
 

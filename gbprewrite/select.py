@@ -184,8 +184,8 @@ def rectifiers(
     for method in methods:
         if not METHODS[method].switches and not has_switches:
             raise ModelError(
-                f"method {method!r} finds no max pool between the input and the score, and so no switches to do "
-                f"without. Use --method {METHODS[method].combinator}."
+                f"method {method!r} finds no max pool between the input and the score: switches make no difference "
+                f"there. Use --method {METHODS[method].combinator}, or leave --no-switches out."
             )
         if METHODS[method].combinator != "gradient" and not marked:
             raise ModelError(_nothing_to_rectify(method, found))

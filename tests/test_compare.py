@@ -66,7 +66,7 @@ def saved(tmp_path: Path, built: onnx.ModelProto) -> Path:
 def test_what_is_compared(options: dict[str, Any], methods: tuple[str, ...], columns: int) -> None:
     found = Comparison(cnn(), **options)
     assert found.open(preprocessing=UNIT).methods == methods
-    assert (found.methods, found.columns, found.notes) == (methods, columns, [])
+    assert (found.methods, found.columns) == (methods, columns)
 
 
 def test_a_converted_file_is_compared_by_what_it_holds() -> None:
@@ -81,15 +81,19 @@ def test_a_converted_file_is_compared_by_what_it_holds() -> None:
 
 def test_without_a_layer_for_grad_cam_the_others_are_compared_and_it_is_said() -> None:
     found = Comparison(FLAT)
-    assert found.open(preprocessing=UNIT).methods == ("gradient", "deconvnet", "guided")
+    opened = found.open(preprocessing=UNIT)
+    assert opened.methods == ("gradient", "deconvnet", "guided")
     assert found.columns == 3
-    assert [n.startswith("without Grad-CAM and Guided Grad-CAM: Grad-CAM needs a layer") for n in found.notes] == [True]
+    (note,) = opened.notes
+    assert note.startswith("without Grad-CAM and Guided Grad-CAM: Grad-CAM needs a layer")
+    assert explain.setting(opened)["notes"] == [note]
+    assert f"note:           {note}" in explain.setting_text(opened)
     with pytest.raises(NoFeatureLayer):
         Comparison(FLAT, ["guided", "gradcam"]).open(preprocessing=UNIT)
 
 
 def test_without_max_pools_switches_make_no_difference_and_that_is_an_error() -> None:
-    with pytest.raises(ModelError, match="no max pool"):
+    with pytest.raises(ModelError, match=r"no max pool.*make no difference.*leave --no-switches out"):
         Comparison(NO_POOL, no_switches=True).open(preprocessing=UNIT)
     with pytest.raises(UsageError, match="--no-switches is for --method gradient, deconvnet, guided"):
         Comparison(cnn(), ["gradcam"], no_switches=True)
@@ -126,7 +130,7 @@ def test_maps_without_switches_stand_below_their_own(photos: list[Path]) -> None
     assert row.columns == 5 * 4
 
 
-def test_likeness_is_the_cosine_of_the_largest_channels(photos: list[Path]) -> None:
+def test_likeness_is_the_correlation_of_the_largest_channels(photos: list[Path]) -> None:
     found = Comparison(cnn(), ["gradient", "guided"])
     explaining = found.open(preprocessing=UNIT)
     wanted = []
@@ -134,17 +138,47 @@ def test_likeness_is_the_cosine_of_the_largest_channels(photos: list[Path]) -> N
         explained = explaining(photo)
         found.add(explained)
         a, b = (np.abs(explained.maps[0][m]).max(axis=2).ravel().astype(float) for m in ("gradient", "guided"))
-        wanted.append(np.dot(a, b) / np.sqrt(np.dot(a, a) * np.dot(b, b)))
+        wanted.append(np.mean((a - a.mean()) * (b - b.mean())) / a.std() / b.std())
     (row,) = found.facts()["likeness"]
     assert row["methods"] == ["gradient", "guided"]
-    assert row["cosine"] == pytest.approx(np.mean(wanted))
+    assert row["correlation"] == pytest.approx(np.mean(wanted))
 
 
 def test_a_map_of_zeros_is_like_none() -> None:
     found = Comparison(cnn(), ["gradient", "guided"])
-    maps = {"gradient": np.ones((2, 2, 3)), "guided": np.zeros((2, 2, 3))}
+    maps = {"gradient": np.arange(12.0).reshape(2, 2, 3), "guided": np.zeros((2, 2, 3))}
     found.add(explain.ExplainedPhoto(Path("p"), np.zeros((2, 2, 3), np.uint8), [], [maps], []))
-    assert found.facts() == {"likeness": [{"methods": ["gradient", "guided"], "cosine": None}]}
+    assert found.facts() == {"likeness": [{"methods": ["gradient", "guided"], "correlation": None}]}
+
+
+def test_noise_is_not_alike() -> None:
+    rng = np.random.default_rng(0)
+    found = Comparison(cnn(), ["gradient", "guided"])
+    maps = {m: rng.normal(size=(64, 64, 3)) for m in ("gradient", "guided")}
+    found.add(explain.ExplainedPhoto(Path("p"), np.zeros((64, 64, 3), np.uint8), [], [maps], []))
+    assert abs(found.facts()["likeness"][0]["correlation"]) < 0.05
+
+
+def test_a_layer_means_its_strongest_unit_as_without_grad_cam(photos: list[Path]) -> None:
+    opened = Comparison(cnn(), layer="d").open(preprocessing=UNIT)
+    assert opened.explainer.record["target"] == "strongest"
+    assert opened(photos[0]).explained[0].layer == "d"
+
+
+def test_the_report_has_the_notes_and_keeps_maps_below_their_own(photos: list[Path], tmp_path: Path) -> None:
+    said = cli("compare", saved(tmp_path, FLAT), photo(tmp_path, 4), "--preset", "unit", "--html", tmp_path / "r.html")
+    assert said.exit_code == 0, said.output
+    assert "without Grad-CAM and Guided Grad-CAM" in (tmp_path / "r.html").read_text()
+    whole = ("--preset", "unit", "--no-switches", "--no-pictures", "--html", tmp_path / "s.html")
+    assert cli("compare", saved(tmp_path, cnn()), photos[0], *whole).exit_code == 0
+    text = (tmp_path / "s.html").read_text()
+    assert "grid-template-columns: repeat(6, max-content)" in text
+    assert text.count("grid-column-start: 2") == 2
+
+
+def photo(folder: Path, size: int) -> Path:
+    Image.new("RGB", (size, size), "red").save(folder / "red.png")
+    return folder / "red.png"
 
 
 def test_the_command(photos: list[Path], tmp_path: Path) -> None:
@@ -152,7 +186,7 @@ def test_the_command(photos: list[Path], tmp_path: Path) -> None:
     said = cli("compare", net, *photos, "--preset", "unit", "-o", tmp_path / "out")
     assert said.exit_code == 0, said.output
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.compare.png", "b.compare.png"]
-    assert "cosine similarity of the maps" in said.output
+    assert "correlation of the maps" in said.output
     again = cli("compare", net, *photos, "--preset", "unit", "-o", tmp_path / "out")
     assert again.exit_code == 1
     assert "exist already" in again.output

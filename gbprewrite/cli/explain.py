@@ -15,7 +15,6 @@ class Explaining:
     """What `explain` asks for: nothing beside the pictures."""
 
     ending = columns = None
-    notes = ()
 
     def __init__(self, model: Any, **options: Any) -> None:
         self.model, self.options = model, options

@@ -103,10 +103,6 @@ class Job(Protocol):
     def columns(self) -> int | None:
         """Methods beside each other; None for as many as fit."""
 
-    @property
-    def notes(self) -> Sequence[str]:
-        """Lines to print before the images."""
-
     def open(self, **options: Any) -> "PhotoExplainer":
         """The explainer, from keywords of `PhotoExplainer` beside those of the conversion."""
 
@@ -133,7 +129,7 @@ def work(said: Said, job: Job) -> int:
     outputs = gallery.outputs(wanted, said.model, explainer, found.images, style, said.force)
     told, count = not (said.as_json or said.quiet), len(found.images)
     if told:
-        click.echo("\n".join([explanations.setting_text(explainer), *map(_note, (*job.notes, *_left_out(found.own)))]))
+        click.echo(explanations.setting_text(explainer) + _left_out(found.own))
     facts, status, failed = [], 0, 0
     run = gallery.explained(explainer, found.images, outputs, style)
     with progress.bar(count, told) as bar:
@@ -153,12 +149,8 @@ def work(said: Said, job: Job) -> int:
     return status
 
 
-def _note(text: str) -> str:
-    return f"note:           {text}"
-
-
-def _left_out(own: Sequence[Path]) -> list[str]:
-    return [f"pictures that gbprewrite wrote are left out: {len(own)}, such as {own[0]}"] if own else []
+def _left_out(own: Sequence[Path]) -> str:
+    return f"\nnote:           pictures that gbprewrite wrote are left out: {len(own)}, such as {own[0]}" if own else ""
 
 
 def _print_summary(count: int, failed: int, shared: Mapping[Path, str]) -> None:

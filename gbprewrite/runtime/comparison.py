@@ -31,7 +31,6 @@ class Comparison:
     Attributes:
         methods: the methods compared, in the order of the columns; those without switches stand last.
         columns: how many of them stand beside each other.
-        notes: what the caller should be told, a sentence each.
     """
 
     ending = "compare"
@@ -48,8 +47,8 @@ class Comparison:
 
         Args:
             model, options: as for `PhotoExplainer`.
-            method: `COLUMNS` by default, without Grad-CAM where the model has no layer for it, which `notes` tells;
-                of a converted model what it holds.
+            method: `COLUMNS` by default, without Grad-CAM where the model has no layer for it, which the
+                explainer's `notes` tell; of a converted model what it holds.
             no_switches: also compare gradient, deconvnet and guided without the switches of max pools.
 
         Raises UsageError for `no_switches` with none of the methods that it is for, ModelError for a file that can't be
@@ -59,7 +58,12 @@ class Comparison:
         record = None if options.get("replace") else report.read_record(self._model)
         held = () if record is None else tuple(m for m in record["methods"] if m not in SWITCHLESS.values())
         self._chosen = bool(method or held)
-        self._no_switches, self.notes = no_switches, list[str]()
+        self._no_switches = no_switches
+        if not method and options.get("layer") and not options.get("target"):
+            self._options = {
+                **options,
+                "target": "strongest",
+            }  # as without Grad-CAM, for which a layer may mean two things
         self._set(tuple(dict.fromkeys(method or held or COLUMNS)))
         self._sums: dict[tuple[str, str], list[float]] = defaultdict(list)
 
@@ -78,31 +82,34 @@ class Comparison:
         except NoFeatureLayer as reason:
             if self._chosen:
                 raise
-            self.notes.append(f"without Grad-CAM and Guided Grad-CAM: {reason}")
             self._set([m for m in COLUMNS if m not in LOCALISING])
-            return PhotoExplainer(self._model, self.methods, **self._options, **options)
+            made = PhotoExplainer(self._model, self.methods, **self._options, **options)
+            made.notes.append(f"without Grad-CAM and Guided Grad-CAM: {reason}")
+            return made
 
     def add(self, explained: ExplainedPhoto) -> None:
         """Compare the maps of one photograph, class by class."""
         for maps in explained.maps:
             sizes = {m: SHOWS["absolute"].formula(values.astype(np.float64)).ravel() for m, values in maps.items()}
             for a, b in combinations(self.methods, 2):
-                cosine = _cosine(sizes[a], sizes[b])
-                if cosine is not None:
-                    self._sums[a, b].append(cosine)
+                alike = _correlation(sizes[a], sizes[b])
+                if alike is not None:
+                    self._sums[a, b].append(alike)
 
     def facts(self) -> dict[str, Any]:
-        """How alike the methods' maps are: the cosine of |map| (its largest channel), mean over all that were added.
+        """How alike the methods' maps are: the correlation of |map| (its largest channel), mean over all photographs.
 
-        None where a map was nothing but zero each time.
+        None where a map was the same everywhere each time.
         """
         means = {pair: float(np.mean(self._sums[pair])) if self._sums[pair] else None for pair in self._pairs()}
-        return {"likeness": [{"methods": list(pair), "cosine": mean} for pair, mean in means.items()]}
+        return {"likeness": [{"methods": list(pair), "correlation": mean} for pair, mean in means.items()]}
 
     def _pairs(self) -> list[tuple[str, str]]:
         return list(combinations(self.methods, 2))
 
 
-def _cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float | None:
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norms if norms else None
+def _correlation(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float | None:
+    """Pearson's. (The cosine of magnitudes is some 0.8 for noise of three channels, too.)"""
+    if not (np.ptp(a) and np.ptp(b)):
+        return None
+    return float(np.corrcoef(a, b)[0, 1])

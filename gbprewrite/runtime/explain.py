@@ -86,6 +86,7 @@ class PhotoExplainer:
         explainer: the `Explainer` that runs the model.
         preprocessing: how photographs become its input.
         methods: the kinds of maps, in the order asked for.
+        notes: what else should be told with the pictures, a sentence each.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class PhotoExplainer:
         self.explainer = Explainer(proto, method, target, providers=providers, with_score=not only_maps, **options)
         record = self.explainer.record
         self.labels = labels
+        self.notes: list[str] = []
         self.methods = tuple(dict.fromkeys([method] if isinstance(method, str) else method or record["methods"]))
         if seed.parse(record["target"]).kind in ("input", "seed"):
             raise UsageError(
@@ -264,6 +266,7 @@ def setting(explainer: PhotoExplainer) -> dict[str, Any]:
     return {
         "provider": explainer.explainer.provider,
         "provider_note": explainer.explainer.provider_note,
+        "notes": list(explainer.notes),
         "methods": list(explainer.methods),
         "input": explainer.input.name,
         "output": record["output"],
@@ -284,6 +287,6 @@ def setting_text(explainer: PhotoExplainer) -> str:
         f"preprocessing:  {facts['input']} {facts['preprocessing']['text']}",
     ]
     lines += [f"the model says: {fact}" for fact in facts["preprocessing"]["facts"]]
-    notes = [facts["provider_note"], *facts["preprocessing"]["guesses"]]
+    notes = [facts["provider_note"], *facts["preprocessing"]["guesses"], *facts["notes"]]
     lines += [f"note:           {note}" for note in notes if note]
     return "\n".join(lines + [f"limits:         {method} {limit}" for method, limit in facts["limits"].items()])
