@@ -172,7 +172,7 @@ def test_the_report_has_the_notes_and_keeps_maps_below_their_own(photos: list[Pa
     whole = ("--preset", "unit", "--no-switches", "--no-pictures", "--html", tmp_path / "s.html")
     assert cli("compare", saved(tmp_path, cnn()), photos[0], *whole).exit_code == 0
     text = (tmp_path / "s.html").read_text()
-    assert "grid-template-columns: repeat(6, max-content)" in text
+    assert "grid-template-columns: repeat(6, minmax(0, max-content))" in text
     assert text.count("grid-column-start: 2") == 2
 
 

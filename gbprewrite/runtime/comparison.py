@@ -60,10 +60,8 @@ class Comparison:
         self._chosen = bool(method or held)
         self._no_switches = no_switches
         if not method and options.get("layer") and not options.get("target"):
-            self._options = {
-                **options,
-                "target": "strongest",
-            }  # as without Grad-CAM, for which a layer may mean two things
+            # As without Grad-CAM, for which a layer may mean two things.
+            self._options = {**options, "target": "strongest"}
         self._set(tuple(dict.fromkeys(method or held or COLUMNS)))
         self._sums: dict[tuple[str, str], list[float]] = defaultdict(list)
 
