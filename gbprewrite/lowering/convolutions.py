@@ -30,8 +30,8 @@ class Convolutions(Windows):
     def _scaled_weights(self, dy: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """(cotangent, weights), with what multiplies each channel of the cotangent in the weights instead.
 
-        So BatchNormalization behind a convolution costs nothing on the way back: runtimes multiply the weights when
-        they load the file, which stores them once. onnxruntime leaves its blocked layout for such a product.
+        So BatchNormalization behind a convolution costs no pass of its own on the way back: runtimes multiply the
+        weights when they load the file, which stores them once.
         """
         node = dy.inputs[0] if isinstance(dy, gs.Variable) and dy.inputs else None
         if not self.spelling.scaled_weights or node is None or node.op != "Mul" or not self.is_weight(w):
