@@ -220,7 +220,7 @@ def _grey(op: Builder, given: Pictured) -> Tensor:
     axis = 1 if made.layout == "nchw" else 3
     shape = [1 if a != axis else -1 for a in range(4)]
     std, mean = (np.array(v, np.float32).reshape(shape) for v in (made.std, made.mean))
-    pixels = op.Round(op.Div(op.Add(op.Mul(values, std), mean), float(made.scale)))
+    pixels = op.Clip(op.Round(op.Div(op.Add(op.Mul(values, std), mean), float(made.scale))), 0.0, 255.0)
     if made.channels == 1:
         return op.Squeeze(pixels, np.array([axis], np.int64))
     luma = np.array(LUMA[::-1] if made.bgr else LUMA, np.float32).reshape(shape)

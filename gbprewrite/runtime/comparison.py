@@ -67,6 +67,7 @@ class Comparison:
 
     def _set(self, methods: Sequence[str]) -> None:
         below = [SWITCHLESS[m] for m in methods if m in SWITCHLESS] if self._no_switches else []
+        methods = [m for m in methods if m not in below]
         if self._no_switches and not below:
             raise UsageError(f"--no-switches is for --method {', '.join(SWITCHLESS)}, and none of them is compared.")
         self.columns = len(methods)
