@@ -236,7 +236,7 @@ def _mean(op: Builder, gradients: Tensor, x: Tensor, count: int) -> Tensor:
 
 MAPS: dict[str, Callable[[Work, str], list[Map]]] = {
     **dict.fromkeys(("gradient", "guided", "deconvnet", "rectgrad"), walk),
-    **dict.fromkeys(("gradient_no_switches", "guided_no_switches", "deconvnet_no_switches"), walk),
+    **{name: walk for name, made in METHODS.items() if not made.switches},
     "input_x_gradient": input_x_gradient,
     "gradcam": gradcam,
     "guided_gradcam": guided_gradcam,

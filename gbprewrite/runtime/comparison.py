@@ -90,7 +90,7 @@ class Comparison:
         """Compare the maps of one photograph, class by class."""
         for maps in explained.maps:
             sizes = {m: SHOWS["absolute"].formula(values.astype(np.float64)).ravel() for m, values in maps.items()}
-            for a, b in combinations(self.methods, 2):
+            for a, b in self._pairs():
                 alike = _correlation(sizes[a], sizes[b])
                 if alike is not None:
                     self._sums[a, b].append(alike)

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from gbprewrite.errors import DataError, UsageError
+from gbprewrite.heatmaps import OPACITY
 
 Array = npt.NDArray[Any]
 
 PERCENTILE = 99.0  # of |map|: the strongest 1% are clipped, so that a few hot pixels don't turn the rest grey
-OPACITY = 0.9  # of the strongest values over a photograph
 GREYS = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
 # matplotlib's own list of diverging colour maps (its page "Choosing colormaps"); their middle is zero.
 DIVERGING = (
