@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from gbprewrite.lowering import open_unpooling, unpooling
+from gbprewrite.lowering import unpooling
 from gbprewrite.lowering.convolutions import Convolutions
 from gbprewrite.lowering.windows import Window
 from gbprewrite.shapes import Dim, fixed
@@ -18,10 +18,8 @@ class Pools(Convolutions):
         """dx[switch] += dy: by comparison with the maxima, or by the Indices of a second MaxPool."""
         taken = {k: v for k, v in window.items() if k not in ("ceil_mode", "storage_order")}
         made = self.window(x, kernel_shape, **taken)
-        if self.spelling.comparisons and unpooling.applies(dy, x, made):
-            return unpooling.unpool(self, dy, x, y, made)
-        if self.spelling.open_comparisons and open_unpooling.applies(dy, x, made):
-            return open_unpooling.unpool(self, dy, x, y, made, window.get("ceil_mode") or 0)
+        if self.spelling.comparisons and unpooling.applies(self, dy, x, made):
+            return unpooling.unpool(self, dy, x, y, made, window.get("ceil_mode") or 0)
         return self._unpool_by_switches(dy, x, kernel_shape=kernel_shape, **window)
 
     def _unpool_by_switches(self, dy: Tensor, x: Tensor, *, storage_order: int = 0, **window: Any) -> Tensor:
