@@ -1,8 +1,8 @@
 """Any model → the canonical dialect, in place.
 
-Guarantee: opset 18 or later, IR 8 or later, no model-local functions, and initializers of IR 3 files are no
-longer listed as inputs. Forward nodes keep their names, order and meaning; only spellings change that a newer opset
-gave up. After this stage nobody looks at opsets again.
+Guarantee: nodes in an order that runs, opset 18 or later, IR 8 or later, no model-local functions, and initializers of
+IR 3 files are no longer listed as inputs. Forward nodes keep their names, order (as far as it runs) and meaning; only
+spellings change that a newer opset gave up. After this stage nobody looks at opsets again.
 
 Sources: the version notes on https://onnx.ai/onnx/operators/ and https://github.com/onnx/onnx/blob/main/docs/Changelog.md.
 """
@@ -15,6 +15,7 @@ import onnx
 import onnx.inliner
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from gbprewrite import ordering
 from gbprewrite.branches import hoist_weights, settle_branches
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.functions import expand_functions
@@ -32,8 +33,8 @@ TARGET = 18  # everything the backward pass is written in exists, and every oper
 def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
     """Bring a model to the dialect (in place, except that inlining functions makes a new one).
 
-    Raises ModelError for models older than opset 6 or newer than the installed onnx, UsageError for an opset that can't
-    be reached.
+    Raises ModelError for models older than opset 6 or newer than the installed onnx, and for cycles; UsageError for an
+    opset that can't be reached.
     """
     source = opset_of(model)
     if not LOWEST <= source <= HIGHEST:
@@ -45,6 +46,7 @@ def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
     target = max(source, TARGET) if opset is None else opset
     if not TARGET <= target <= HIGHEST:
         raise UsageError(f"--opset {target} can't be reached: the result needs {TARGET} to {HIGHEST}.")
+    ordering.sort(model)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     _repair_shapes(model)
