@@ -29,6 +29,7 @@ class Emitter:
         self.nodes: list[gs.Node] = []
         self.told: list[gs.Variable] = []  # of which the builder knows more than ONNX's inference finds
         self.weights: frozenset[str] = frozenset()  # names of constants whose values the forward graph leaves out
+        self.from_weights: dict[int, bool] = {}  # id() of a tensor → whether constants alone decide it
         self.scope = "grad"
         self._names: set[str] = {n.name for n in forward.nodes}
         self._known: MutableMapping[Any, list[Tensor]] = {}

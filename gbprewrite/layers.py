@@ -85,16 +85,25 @@ def _moved(node: gs.Node) -> bool:
 
 def _goes_on(tensor: Tensor, nodes: Mapping[int, gs.Node]) -> bool:
     """Whether everything that reads a tensor belongs to the stage that it begins."""
-    readers = [n for n in tensor.outputs if id(n) in nodes]
-    return bool(readers) and all(_belongs(n, nodes) for n in readers)
+    todo, seen = [tensor], set()
+    while todo:
+        current = todo.pop()
+        readers = [n for n in current.outputs if id(n) in nodes]
+        if not readers:
+            return False
+        for node in readers:
+            if node.op == "DequantizeLinear" and not is_float(current):
+                continue  # a network that computes in floats reads what is dequantised
+            if not is_float(node.outputs[0]) or node.op in MOVES:
+                if id(node) not in seen:
+                    seen.add(id(node))
+                    todo.append(node.outputs[0])
+            elif not _belongs(node):
+                return False
+    return True
 
 
-def _belongs(node: gs.Node, nodes: Mapping[int, gs.Node]) -> bool:
-    if not is_float(node.outputs[0]):  # quantised: a network that computes in floats reads what is dequantised
-        readers = [n for n in node.outputs[0].outputs if id(n) in nodes]
-        return bool(readers) and all(n.op == "DequantizeLinear" or _belongs(n, nodes) for n in readers)
-    if node.op in MOVES:
-        return _goes_on(node.outputs[0], nodes)
+def _belongs(node: gs.Node) -> bool:
     found = policies.nonlinearity(node)
     return (
         node.op in NORMALISATIONS

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from gbprewrite import ordering
@@ -48,7 +49,7 @@ def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
         raise UsageError(f"--opset {target} can't be reached: the result needs {TARGET} to {HIGHEST}.")
     ordering.sort(model)
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        model = _inlined(model)
     _repair_shapes(model)
     if model.ir_version < 4:
         weights = {t.name for t in model.graph.initializer}
@@ -67,6 +68,19 @@ def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
     hoist_weights(model)
     settle(model)
     return model
+
+
+def _inlined(model: ModelProto) -> ModelProto:
+    """The model with the bodies of its functions in place of their calls."""
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except DecodeError as error:
+        if "depth" not in str(error).lower():
+            raise
+        raise ModelError(
+            "the model's functions call one another inside branches of If so deep that the graph without them nests "
+            "more than 30 graphs, which no model file can hold (protobuf ends there). Export it with fewer of them."
+        ) from None
 
 
 def settle(model: ModelProto) -> None:

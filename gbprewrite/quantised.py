@@ -41,7 +41,9 @@ def prepare(graph: gs.Graph, given_out: Sequence[Tensor]) -> None:
 
 
 def _split(graph: gs.Graph) -> None:
-    for node in list(graph.nodes):
+    nodes: list[gs.Node] = []
+    for node in graph.nodes:
+        nodes.append(node)
         if node.op not in QLINEAR or node.domain not in (None, "", "ai.onnx", DOMAIN):
             continue
         if node.attrs.pop("channels_last", 0):
@@ -58,7 +60,8 @@ def _split(graph: gs.Graph) -> None:
         node.outputs = [real]
         saturation = gs.Node("Saturation", f"{node.name}/Saturation", {}, [real], [y])
         saturation.attrs["zero_point"] = zero_point(node.inputs[zero])
-        graph.nodes.insert(graph.nodes.index(node) + 1, saturation)
+        nodes.append(saturation)
+    graph.nodes = nodes
 
 
 def zero_point(tensor: Tensor) -> float | None:
@@ -71,9 +74,18 @@ def zero_point(tensor: Tensor) -> float | None:
 
 def _given_out(tensor: Tensor, outputs: set[int]) -> bool:
     """Whether values only leave the graph: dequantised, moved, or as probabilities."""
-    if not tensor.outputs:
-        return id(tensor) in outputs
-    return all(n.op in GIVES_OUT and all(_given_out(t, outputs) for t in n.outputs) for n in tensor.outputs)
+    todo, seen = [tensor], set()
+    while todo:
+        current = todo.pop()
+        if not current.outputs and id(current) not in outputs:
+            return False
+        for node in current.outputs:
+            if node.op not in GIVES_OUT:
+                return False
+            if id(node) not in seen:
+                seen.add(id(node))
+                todo += node.outputs
+    return True
 
 
 def _bottom(node: gs.Node, outputs: set[int]) -> str:

@@ -48,10 +48,23 @@ class Convolutions(Windows):
         return plain, self.Mul(w, self.cast_to(scale, w))
 
     def is_weight(self, v: Tensor) -> bool:
-        """Whether a value is a constant of the model, or computed from constants alone."""
-        if isinstance(v, gs.Constant) or v.name in self.weights:
-            return True
-        return bool(v.inputs) and all(self.is_weight(t) for t in v.inputs[0].inputs if t.name)
+        """Whether a value is a constant of the model, or computed from constants alone; worked out once for each."""
+        todo = [v]
+        while todo:
+            current = todo[-1]
+            if isinstance(current, gs.Constant) or current.name in self.weights:
+                self.from_weights[id(current)] = True
+            elif not current.inputs:
+                self.from_weights[id(current)] = False
+            else:
+                read = [t for t in current.inputs[0].inputs if t.name]
+                answers = [self.from_weights.get(id(t)) for t in read]
+                if None in answers and False not in answers:
+                    todo.append(read[answers.index(None)])
+                    continue
+                self.from_weights[id(current)] = False not in answers
+            todo.pop()
+        return self.from_weights[id(v)]
 
     @staticmethod
     def _kernel(w: Tensor, stated: Sequence[int] | None) -> Sequence[Any]:
