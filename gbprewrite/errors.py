@@ -11,7 +11,7 @@ GbprewriteError              what, where, why, what to do; the command line exit
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 
 class GbprewriteError(Exception):
@@ -46,7 +46,7 @@ class UnsupportedOperators(ModelError):
     """Nodes on the path from the score to the input have no rule; `obstacles` names each of them."""
 
     def __init__(self, obstacles: Sequence[Obstacle], hint: str = "") -> None:
-        self.obstacles = tuple(obstacles)
+        self.obstacles, self.hint = tuple(obstacles), hint
         lines = "\n".join(f"  {o.operator} (node {o.node!r}): {o.why}" for o in self.obstacles)
         super().__init__(
             f"{len(self.obstacles)} node(s) between the score and the input can't be differentiated:\n{lines}\n"
@@ -54,6 +54,10 @@ class UnsupportedOperators(ModelError):
             "another input with --input NAME, or re-export the model without these operators ('gbprewrite ops' lists "
             f"the rules).{hint and ' '}{hint}"
         )
+
+    def __reduce__(self) -> tuple[type[Self], tuple[tuple[Obstacle, ...], str]]:
+        """Exceptions pickle by their message alone; without this, a multiprocessing.Pool would wait for ever."""
+        return type(self), (self.obstacles, self.hint)
 
 
 class DataError(GbprewriteError):
