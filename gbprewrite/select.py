@@ -1,6 +1,5 @@
 """What the user asked for, found in the graph: the score, the inputs, the nodes between, the rectifiers among them."""
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from onnx import ModelProto
 from gbprewrite import differentiate, policies, seed
 from gbprewrite.branches import names_inside
 from gbprewrite.errors import ModelError, UnsupportedOperators, UsageError
+from gbprewrite.names import shortlist, similar
 from gbprewrite.policies import METHODS, Nonlinearity
 from gbprewrite.rules.pooling import SWITCHLESS
 from gbprewrite.tensors import Tensor, is_float
@@ -102,7 +102,7 @@ def input_tensors(graph: gs.Graph, model: ModelProto, names: Sequence[str] = ())
     Raises UsageError for an unknown or an integer input, ModelError when the model has no float input.
     """
     real = {t.name: t for t in real_inputs(graph, model)}
-    listing = ", ".join(f"{t.name} ({t.dtype})" for t in real.values()) or "none"
+    listing = shortlist(f"{t.name} ({t.dtype})" for t in real.values())
     for name in names:
         if name not in real:
             raise UsageError(f"--input {name}: the model has no such input. Its inputs are: {listing}.")
@@ -124,7 +124,7 @@ def _output(graph: gs.Graph, inputs: Sequence[Tensor], name: str | None) -> Tens
     if name is not None:
         return named(graph, name)
     able = [t for t in graph.outputs if t.dtype is not None and is_float(t) and differentiate.path(graph, inputs, t)]
-    listing = ", ".join(f"{t.name} {t.shape}" for t in able or graph.outputs)
+    listing = shortlist(f"{t.name} {t.shape}" for t in able or graph.outputs)
     if not able:
         raise ModelError(
             f"no output depends on a float input by differentiable steps; the outputs are: {listing}. "
@@ -144,8 +144,7 @@ def named(graph: gs.Graph, name: str, option: str = "--score") -> Tensor:
     nodes = {n.name: n.outputs[0] for n in graph.nodes if n.outputs}
     if name in tensors or name in nodes:
         return tensors.get(name, nodes.get(name))
-    known = list(dict.fromkeys([*tensors, *nodes]))
-    close = difflib.get_close_matches(name, known) or [n for n in known if name.lower() in n.lower()][:3]
+    close = similar(name, [*tensors, *nodes])
     advice = f" Did you mean {' or '.join(close)}?" if close else ""
     given = {t.name for t in graph.inputs} | {t.name for n in graph.nodes for t in n.inputs}
     if name in given - {""}:
@@ -156,7 +155,7 @@ def named(graph: gs.Graph, name: str, option: str = "--score") -> Tensor:
     said = f"{option} {name}{' (--layer)' if option == '--score' else ''}"
     raise UsageError(
         f"{said}: the model has no such tensor or node.{advice} Its outputs are: "
-        f"{', '.join(t.name for t in graph.outputs)}; 'gbprewrite layers MODEL' lists what lies before them."
+        f"{shortlist(t.name for t in graph.outputs)}; 'gbprewrite layers MODEL' lists what lies before them."
     )
 
 
