@@ -196,8 +196,8 @@ def without_weights(model: onnx.ModelProto, larger_than: int = -1) -> onnx.Model
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """The version of the ai.onnx domain that a model imports; 0 when it imports none."""
-    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    """The version of the ai.onnx domain that a model imports, the last one of several; 0 when it imports none."""
+    return next((o.version for o in reversed(model.opset_import) if o.domain in ("", "ai.onnx")), 0)
 
 
 def _copy_field(target: object, field: object, value: object) -> None:

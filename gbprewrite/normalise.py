@@ -16,7 +16,7 @@ import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from gbprewrite import ordering
+from gbprewrite import notation, ordering
 from gbprewrite.branches import hoist_weights, settle_branches
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.functions import expand_functions
@@ -47,6 +47,8 @@ def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
     target = max(source, TARGET) if opset is None else opset
     if not TARGET <= target <= HIGHEST:
         raise UsageError(f"--opset {target} can't be reached: the result needs {TARGET} to {HIGHEST}.")
+    notation.name_domain(model)
+    notation.write_out_sparse(model)
     ordering.sort(model)
     if model.functions:
         model = _inlined(model)
@@ -187,4 +189,5 @@ def _attribute(node: NodeProto, name: str, default: Any) -> Any:
 def parameters(model: ModelProto) -> int:
     """Number of weights, in initializers and in Constant nodes."""
     constants = (a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.HasField("t"))
-    return sum(elements(t.dims) for t in [*model.graph.initializer, *constants])
+    sparse = model.graph.sparse_initializer
+    return sum(elements(t.dims) for t in [*model.graph.initializer, *constants, *sparse])

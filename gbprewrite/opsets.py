@@ -3,6 +3,7 @@
 Sources: the version notes on https://onnx.ai/onnx/operators/ and https://github.com/onnx/onnx/blob/main/docs/Changelog.md.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
+from gbprewrite.branches import reads
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.inference import infer, types_in
 from gbprewrite.protos import graphs, put_nodes
@@ -54,8 +56,10 @@ def _same_spelling(node: NodeProto, source: int, target: int) -> bool:
 class _Upgrade:
     """One node on its way up: its graph, types of values, and how to add constants and neighbours."""
 
-    def __init__(self, graph: GraphProto, node: NodeProto, types: dict[str, onnx.TypeProto]) -> None:
-        self.graph, self.node, self.types = graph, node, types
+    def __init__(
+        self, graph: GraphProto, node: NodeProto, types: dict[str, onnx.TypeProto], is_read: Callable[[str], bool]
+    ) -> None:
+        self.graph, self.node, self.types, self.is_read = graph, node, types, is_read
         self.before: list[NodeProto] = []
         self.after: list[NodeProto] = []
 
@@ -211,12 +215,50 @@ def _coerced_softmax(u: _Upgrade) -> None:
     u.after.append(helper.make_node("Reshape", [rows, size], [output], f"{name}/Reshape"))
 
 
-def _batch_normalization(u: _Upgrade) -> None:
+def _batch_normalization_7(u: _Upgrade) -> None:
+    if u.take("is_test"):
+        del u.node.output[1:]
+    u.take("consumed_inputs")
+
+
+def _batch_normalization_9(u: _Upgrade) -> None:
     if u.take("spatial") == 0:
         raise ModelError(
             f"BatchNormalization node {u.node.name!r} has spatial=0, which no opset since 9 can express. "
             "Export the model again with a newer opset."
         )
+
+
+def _batch_normalization_14(u: _Upgrade) -> None:
+    """Until opset 14 five outputs, instead of an attribute, meant training: y is normalised by the batch itself.
+
+    The standard does not say what the last two hold; onnxruntime gives the batch's mean and 1 / its deviation.
+    """
+    node = u.node
+    y, *others = [*node.output, "", "", "", ""][:5]
+    del node.output[1:]
+    if not any(others):
+        return
+    base = node.name or y
+    node.output.extend(name or f"{base}/running_{i}" for i, name in enumerate(others[:2]))
+    u.set(training_mode=1)
+    if any(map(u.is_read, others[2:])):
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+        axes = u.constant("axes", [0, *range(2, len(u.known_shape(0)))])
+        mean, deviation = (name or f"{base}/saved_{i}" for i, name in enumerate(others[2:]))
+        kept, centred, square, variance, sum_, root = (f"{base}/saved/{i}" for i in range(6))
+        for operator, inputs, output, keep in (
+            ("ReduceMean", [node.input[0], axes], kept, 1),
+            ("ReduceMean", [node.input[0], axes], mean, 0),
+            ("Sub", [node.input[0], kept], centred, None),
+            ("Mul", [centred, centred], square, None),
+            ("ReduceMean", [square, axes], variance, 0),
+            ("Add", [variance, u.constant("epsilon", epsilon, u.dtype())], sum_, None),
+            ("Sqrt", [sum_], root, None),
+            ("Reciprocal", [root], deviation, None),
+        ):
+            attributes: dict[str, Any] = {} if keep is None else {"keepdims": keep}
+            u.after.append(helper.make_node(operator, inputs, [output], f"{base}/{output}", **attributes))
 
 
 def _roi_align(u: _Upgrade) -> None:
@@ -238,7 +280,7 @@ _REDUCTIONS = "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMe
 # operator: (the opset that changed it, how to follow), oldest first
 UPGRADES: dict[str, list[tuple[int, Callable[[_Upgrade], None]]]] = {
     **{name: [(7, _broadcast_7)] for name in ("Add", "Sub", "Mul", "Div", "Pow")},
-    "BatchNormalization": [(7, _without("is_test", "consumed_inputs")), (9, _batch_normalization)],
+    "BatchNormalization": [(7, _batch_normalization_7), (9, _batch_normalization_9), (14, _batch_normalization_14)],
     "Clip": [(11, _clip)],
     "Dropout": [(7, _without("is_test")), (12, _dropout)],
     "Gemm": [(7, _without("broadcast"))],
@@ -275,11 +317,16 @@ def _upgrade_graph(
     types = around | types_in(inferred)
     known = {n.output[0]: {a.name: a.g for a in n.attribute if a.HasField("g")} for n in inferred.node if n.output}
     nodes: list[NodeProto] = []
+
+    @functools.cache
+    def names_read() -> frozenset[str]:
+        return frozenset([o.name for o in graph.output] + [name for n in graph.node for name in reads(n)])
+
     for node in graph.node:
         for attribute in (a for a in node.attribute if a.HasField("g")):
             inner = known.get(node.output[0], {}).get(attribute.name, GraphProto())
             _upgrade_graph(attribute.g, inner, types, source, target)
-        step = _Upgrade(graph, node, types)
+        step = _Upgrade(graph, node, types, lambda name: name in names_read())
         if node.domain in ("", "ai.onnx"):
             for version, follow in UPGRADES.get(node.op_type, []):
                 if source < version <= target:

@@ -94,6 +94,69 @@ def test_upgraded_model_computes_the_same(key: tuple[str, int]) -> None:
     np.testing.assert_allclose(run(upgraded, False, x=x)["y"], before, rtol=1e-6, atol=1e-7)
 
 
+def _batch_normalised(x: Array, scale: Array, shift: Array) -> Array:
+    """By the batch's own mean and variance, in float64."""
+    axes = (0, *range(2, x.ndim))
+    mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    return scale.reshape(shape) * (x - mean) / np.sqrt(variance + 1e-5) + shift.reshape(shape)
+
+
+@pytest.mark.parametrize("opset", [7, 8, 9, 12, 13])
+@pytest.mark.parametrize("shape", [(5, 3), (2, 3, 4), (2, 3, 4, 4)])
+def test_five_outputs_of_batch_normalization_mean_training(opset: int, shape: tuple[int, ...]) -> None:
+    """All five are read; y and its gradient are those of the batch's own statistics, as in onnxruntime."""
+    given = {name: normal(3, seed=i) for i, name in enumerate(("scale", "shift", "mean"), 1)}
+    dims = ["N", *map(str, shape[1:])]
+    parameters = "scale, shift, mean, variance"
+    text = f"""g (float[{", ".join(dims)}] x) => (float[{", ".join(dims)}] y, float[3] a, float[3] b, float[3] e) {{
+        n, a, b, c, d = BatchNormalization <momentum = 0.7> (x, {parameters})
+        e = Add (c, d)
+        y = Relu (n)
+    }}"""
+    source = model(text, opset, variance=normal(3) ** 2 + 0.5, **given)
+    x, seed = 3 * normal(*shape, seed=7) + 1, normal(*shape, seed=8)
+    converted = gbprewrite.convert(source, "gradient", "seed", score="y")
+    found, before = run(converted, x=x, seed=seed), run(source, x=x)
+    for name in ("y", "a", "b", "e"):
+        np.testing.assert_allclose(found[name], before[name], rtol=1e-5, atol=1e-6)
+
+    def score(values: Array) -> float:
+        normalised = _batch_normalised(values, given["scale"].astype(np.float64), given["shift"].astype(np.float64))
+        return float((np.maximum(normalised, 0) * seed).sum())
+
+    wide, step = x.astype(np.float64), 1e-6
+    want = np.zeros(shape)
+    for place in np.ndindex(*shape):
+        moved = np.zeros(shape)
+        moved[place] = step
+        want[place] = (score(wide + moved) - score(wide - moved)) / (2 * step)
+    np.testing.assert_allclose(found["x_gradient"], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("opset", "outputs", "attributes", "trains"),
+    [
+        (6, "y, a, b, c, d", "<is_test = 1>", False),
+        (6, "y, a, b, c, d", "<is_test = 0>", True),
+        (6, "y", "<is_test = 1>", False),
+        (9, "y, a, b, c, d", "", True),
+        (9, "y", "", False),
+    ],
+)
+def test_outputs_that_nobody_reads(opset: int, outputs: str, attributes: str, trains: bool) -> None:
+    given = {name: normal(3, seed=i) for i, name in enumerate(("scale", "shift", "mean"), 1)}
+    variance = normal(3) ** 2 + 0.5
+    text = f"g ({X}) => ({Y}) {{ {outputs} = BatchNormalization {attributes} (x, scale, shift, mean, variance) }}"
+    x = normal(2, 3, 4, 4, seed=5)
+    upgraded = normalise(model(text, opset, variance=variance, **given))
+    onnx.checker.check_model(upgraded, full_check=True)
+    scale, shift, mean = map(_column, given.values())
+    stored = scale * (x - mean) / np.sqrt(_column(variance) + 1e-5) + shift
+    want = _batch_normalised(x.astype(np.float64), scale, shift) if trains else stored
+    np.testing.assert_allclose(run(upgraded, x=x)["y"], want, rtol=1e-4, atol=1e-5)
+
+
 def test_every_upgrade_is_tested() -> None:
     assert {name for name, _ in SPELLINGS} == set(UPGRADES)
 
