@@ -19,10 +19,10 @@ from gbprewrite.instances import Instances
 from gbprewrite.lowering import Builder
 from gbprewrite.policies import METHODS, Combinator
 from gbprewrite.rules import sampling
-from gbprewrite.seed import Seeds
 from gbprewrite.select import Selection
 from gbprewrite.shapes import Dim, fixed
 from gbprewrite.tensors import Tensor, numpy_dtype
+from gbprewrite.units import Seeds
 
 
 class Map(NamedTuple):

@@ -21,6 +21,7 @@ from gbprewrite import (
     report,
     seed,
     select,
+    subset,
 )
 from gbprewrite.branches import names_inside
 from gbprewrite.errors import GbprewriteError, ModelError, UnsupportedOperators, UsageError
@@ -74,6 +75,7 @@ def convert(
     layer: str | None = None,
     inputs: Sequence[str] = (),
     class_axis: int | None = None,
+    channels: str | int | slice | Sequence[int] | None = None,
     opset: int | None = None,
     through_softmax: bool = False,
     rectify: Sequence[str] = (),
@@ -106,11 +108,15 @@ def convert(
         target: the class whose score is explained: "argmax" (the default), an index, several indices, "topk:K", "input"
             (a new int64 input `target` of shape [N]) or "seed" (a new input `seed` shaped like the score: the cotangent
             itself). Or one unit: "strongest" (the default with `layer`) of all, the strongest of a channel "channel:C",
-            or the one at a position "unit:C,H,W". Its cotangent is 1, that of all others 0.
+            or the one at a position "unit:C,H,W". Its cotangent is 1, that of all others 0. Or the K strongest units at
+            different positions (along every axis but the classes'), "strongest:K", each with its own map.
         score: name of the graph output or inner tensor to explain; needed when several outputs qualify.
         layer: name of an inner tensor, or of the node that makes it, in place of `score`: where the unit is.
         inputs: names of the inputs to differentiate; by default every float input that the score depends on.
         class_axis: axis of the classes, 1 by default, or the axis of a final Softmax.
+        channels: those that "argmax", "topk:K", "strongest" and "strongest:K" look at, along the class axis: "4:84",
+            "0,2,3:7", a number, several, or a slice, as Python counts; all by default. `explained_index` counts in the
+            whole score.
         opset: opset of the result; by default the source's, but at least 18.
         through_softmax: explain the probability itself, instead of the score before a final Softmax or Sigmoid.
         rectify: activations that guided and deconvnet treat like ReLU: ("all",) or names such as "Gelu".
@@ -141,9 +147,10 @@ def convert(
 
     Returns:
         The model with further outputs `<input>_<method>` (shape and dtype of the input, Grad-CAM's with one channel;
-        with several classes an axis behind the batch) and `explained_index` (int64 [N], [N, K] for several classes,
-        [N, rank-1] for a unit; absent for "seed"). A run-time target that does not exist makes the maps of its sample
-        NaN (in uint8, which has none, nought). Heatmaps and overlays are `<input>_<method>_heatmap`, `..._overlay`.
+        with several classes or units an axis behind the batch) and `explained_index` (int64 [N], [N, K] for several
+        classes, [N, rank-1] for a unit, [N, K, rank-1] for several units; absent for "seed"). A run-time target that
+        does not exist makes the maps of its sample NaN (in uint8, which has none, nought). Heatmaps and overlays are
+        `<input>_<method>_heatmap`, `..._overlay`.
 
     Raises:
         UsageError: unknown method, score, input, target, form, or a target out of range; preprocessing that nothing
@@ -159,7 +166,8 @@ def convert(
     inputs, rectify = ((v,) if isinstance(v, str) else tuple(v) for v in (inputs, rectify))
     options: dict[str, Any] = {
         **{"method": methods, "target": wanted.text, "score": explained, "inputs": inputs},
-        **{"class_axis": class_axis, "opset": opset, "through_softmax": through_softmax, "rectify": rectify},
+        **{"class_axis": class_axis, "channels": None if channels is None else subset.text_of(channels)},
+        **{"opset": opset, "through_softmax": through_softmax, "rectify": rectify},
         **{"optimize_for": optimize_for, "maps_only": maps_only, "prefix": prefix},
     }
     told = {
@@ -191,6 +199,7 @@ def _converted(
     score: str | None,
     inputs: Sequence[str],
     class_axis: int | None,
+    channels: str | None,
     opset: int | None,
     through_softmax: bool,
     rectify: Sequence[str],
@@ -224,7 +233,7 @@ def _converted(
     op = Builder(graph, opset_of(result), prefix, SPELLINGS[optimize_for])
     op.weights = frozenset(t.name for t in result.graph.initializer) - {i.name for i in result.graph.input}
     op.reserve([*gained, *names_inside(result.graph)])
-    seeds = seed.seeds(op, chosen.score, wanted, chosen.class_axis, names)
+    seeds = seed.seeds(op, chosen.score, wanted, chosen.class_axis, names, channels)
     outputs: list[Tensor] = []
     gained_inputs = {(g.kind, g.input): gs.Variable(g.name, g.dtype, g.shape) for g in given}
     instances = cache(partial(_instances, op, result, chosen, optimize_for))
@@ -254,7 +263,13 @@ def _instances(op: Builder, normal: ModelProto, chosen: select.Selection, optimi
     """The normalised model, converted for itself, to be built once more for another batch."""
     options: dict[str, Any] = {
         **{"method": ["gradient"], "target": "seed", "score": chosen.score.name, "class_axis": chosen.class_axis},
-        **{"inputs": [x.name for x in chosen.inputs], "opset": None, "through_softmax": True, "rectify": ()},
+        **{
+            "channels": None,
+            "inputs": [x.name for x in chosen.inputs],
+            "opset": None,
+            "through_softmax": True,
+            "rectify": (),
+        },
         **{"optimize_for": optimize_for, "maps_only": False, "prefix": f"{op.prefix}instance/"},
     }
     return Instances(op, *_converted(copied(normal), Settings(), **options))

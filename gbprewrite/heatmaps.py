@@ -16,10 +16,11 @@ from gbprewrite.channels import channel_axes
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.lowering import Builder
 from gbprewrite.preprocessing import Preprocessing
-from gbprewrite.seed import Seeds, Stacked
+from gbprewrite.seed import Stacked
 from gbprewrite.select import Selection
 from gbprewrite.shapes import fixed
 from gbprewrite.tensors import HALF, Tensor, numpy_dtype, onnx_type
+from gbprewrite.units import Seeds
 
 FORMS = ("raw", "heatmap", "overlay")
 DTYPES = ("uint8", "float")

@@ -151,20 +151,23 @@ class Trial:
             score=self.record["score"],
             inputs=list(dict.fromkeys(m["input"] for m in self.record["maps"])),
             class_axis=self.record["class_axis"],
+            channels=self.record["options"].get("channels"),
             through_softmax=True,  # the record names the score itself
             prefix=first["output"].removesuffix(ending),
         )
 
     def cotangent(self, weights: Array, index: Array | None) -> Array:
-        """dS/d(score) in float64, for S = Σₖ weights[k] · (the score of class index[:, k]), summed over the batch."""
+        """dS/d(score) in float64, for S = Σₖ weights[k] · (score of class or unit index[:, k]), over the batch."""
         shape = self.score.shape
         if index is None:
             return np.asarray(self.feeds[self.record["seed_name"]], np.float64)
         if len(shape) < 2:
             return np.ones(shape)
         dy = np.zeros(shape)
-        if parse(self.record["target"]).one_unit:
-            dy[(np.arange(shape[0]), *index.T)] = 1
+        target = parse(self.record["target"])
+        if target.one_unit:
+            for k, places in enumerate(np.moveaxis(index, 1, 0) if target.many else [index]):
+                dy[(np.arange(shape[0]), *places.T)] += weights[k]
             return dy
         classes = np.moveaxis(dy, self.record["class_axis"], 1)  # a view
         for k, column in enumerate(index.reshape(shape[0], -1).T):

@@ -26,7 +26,8 @@ def _split(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
 
 TARGETS = (
     "What is explained: argmax (the default), INDEX, INDEX,INDEX,..., or topk:K. Or one unit: strongest (the default "
-    "with --layer), channel:C or unit:C,H,W, see --channel and --unit."
+    "with --layer), channel:C or unit:C,H,W, see --channel and --unit. Or the K strongest units at different "
+    "positions: strongest:K."
 )
 AT_RUN_TIME = (
     " Or what is given at run time: input (an int64 input `target`), or seed (an input shaped like the score)."
@@ -54,6 +55,12 @@ LAYER = (
 CLASS_AXIS = click.option(
     "--class-axis", type=int, metavar="AXIS", help="The axis of the classes. Default: 1, or a final Softmax's axis."
 )
+CHANNELS = click.option(
+    "--channels",
+    metavar="RANGES",
+    help="The channels along the class axis that argmax, topk:K, strongest and strongest:K look at: 4:84, 4:, or "
+    "0,2,3:7, as Python counts. Default: all.",
+)
 RECTIFY = click.option(
     "--rectify",
     metavar="NAMES",
@@ -73,6 +80,7 @@ CONVERSION = (
         help="An input to differentiate; repeatable. Default: every float input that the score depends on.",
     ),
     CLASS_AXIS,
+    CHANNELS,
     click.option("--opset", type=int, metavar="N", help="Opset of the result. Default: the source's, but at least 18."),
     click.option(
         "--through-softmax",

@@ -192,7 +192,7 @@ class PhotoExplainer:
         target = seed.parse(self.explainer.record["target"])
         index = explanation.index[0]
         if target.one_unit:
-            found = [self._unit(explanation, tuple(index.tolist()))]
+            found = [self._unit(explanation, tuple(unit)) for unit in np.atleast_2d(index).tolist()]
         else:
             found = [self._class(int(i), values, meaning) for i in np.atleast_1d(index)]
         stacked = {m: explanation.map(m)[0] if target.many else explanation.map(m) for m in self.methods}

@@ -18,6 +18,7 @@ from gbprewrite.runtime import arrays, images
 from gbprewrite.runtime.session import Session
 from gbprewrite.seed import parse
 from gbprewrite.spellings import suited
+from gbprewrite.subset import text_of
 
 Array = NDArray[Any]
 
@@ -33,8 +34,8 @@ class Explanation:
             channel); where several classes are explained, with an axis of K classes behind the batch: [N, K, ...].
             Heatmaps and overlays too, where the file makes them.
         outputs: name -> the model's own outputs.
-        index: int64, the class explained: [N], [N, K] for several classes, [N, rank - 1] for a unit of the score;
-            None for the target "seed".
+        index: int64, the class explained: [N], [N, K] for several classes, [N, rank - 1] for a unit of the score,
+            [N, K, rank - 1] for several units; None for the target "seed".
         provider: "cuda" or "cpu", where it ran.
     """
 
@@ -298,9 +299,10 @@ def _check_agreement(
             against.append(f"{name} {options[name]!r}")
     for name, value in options.items():
         plain = list(value) if isinstance(value, tuple) else value  # as JSON has it
+        plain = text_of(value) if name == "channels" and value is not None else plain
         # The record itself holds what an option that was left out came to.
         held = (record["options"].get(name), record.get(name))
-        if name not in ("score", "layer", "replace") and value and plain not in held:
+        if name not in ("score", "layer", "replace") and plain and plain not in held:
             against.append(f"{name}={value!r}")
     if against:
         raise UsageError(

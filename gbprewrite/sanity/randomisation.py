@@ -210,7 +210,8 @@ class RandomisationTest:
         self.methods = tuple(dict.fromkeys(method))
         self.seed, self.draws = seed, draws
         options = {"optimize_for": suited(providers), **options}
-        self._converted = convert(source, self.methods, "input", **options)
+        given_class = {name: value for name, value in options.items() if name != "channels"}  # these restrict topk
+        self._converted = convert(source, self.methods, "input", **given_class)
         self.layers = layers(self._converted)
         self._measured = self._chosen(layer)
         self.classes = _classes(self._converted, classes)
