@@ -3,12 +3,19 @@
 import contextlib
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
-from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
+from onnx.external_data_helper import (
+    ExternalDataInfo,
+    load_external_data_for_model,
+    set_external_data,
+    uses_external_data,
+)
 
 from gbprewrite import files
 from gbprewrite.errors import ModelError
@@ -18,6 +25,7 @@ from gbprewrite.tensors import SMALL
 DECISIVE = 64  # elements: integers up to here are shapes, axes, pads; their values decide what a node means
 FOUR_BITS = (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1)  # two in a byte of the file
 CHECKED_WHOLE = 50_000_000  # bytes of weights: more than these cost the checker more time than the conversion takes
+APART = 1024  # bytes: smaller weights of a model over 2 GB stay in the model file
 PROTOBUF_LIMIT = 2_000_000_000  # a protobuf message ends at 2 GiB; beyond it weights go to a file of their own
 
 
@@ -28,7 +36,22 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     missing.
     """
     path = Path(path)
+    model = _parsed(path)
     try:
+        load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError(
+            f"{path} keeps weights in a separate file that can't be read: {_first_line(error)}. "
+            "Put the external data file beside the model, under the name the model gives it."
+        ) from None
+    return model
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    """The model without its external data."""
+    try:
+        if files.is_device(path):
+            raise ModelError(f"{path} is a device, and no model can be read from it. Give the path of a file.")
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path} can't be read: {error.strerror}. Check the path and its permissions.") from None
@@ -44,32 +67,71 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         ) from None
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{path} holds no graph, so it is not an ONNX model. Give the file that the exporter wrote.")
-    del data
-    try:
-        load_external_data_for_model(model, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ModelError(
-            f"{path} keeps weights in a separate file that can't be read: {_first_line(error)}. "
-            "Put the external data file beside the model, under the name the model gives it."
-        ) from None
     return model
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file of a model and those of its external data. Raises ModelError when it can't be read."""
+    model = _parsed(path)
+    scopes: list[Any] = [model.graph, *model.functions]
+    locations: dict[str, None] = {}
+    while scopes:
+        scope = scopes.pop()
+        attributes = [attribute for node in scope.node for attribute in node.attribute]
+        scopes += [graph for a in attributes for graph in (*([a.g] if a.HasField("g") else ()), *a.graphs)]
+        sparse = [tensor for a in attributes for tensor in (a.sparse_tensor, *a.sparse_tensors)]
+        tensors = [tensor for a in attributes for tensor in (a.t, *a.tensors)]
+        if isinstance(scope, onnx.GraphProto):
+            tensors += scope.initializer
+            sparse += scope.sparse_initializer
+        tensors += [tensor for one in sparse for tensor in (one.values, one.indices)]
+        locations |= {ExternalDataInfo(t).location: None for t in tensors if uses_external_data(t)}
+    return [path, *(path.parent / location for location in locations)]
+
+
+def read_beside(model: Path, planned: Iterable[Path]) -> list[Path]:
+    """The model, and its external data too where an output is there already, and so may be a part of it."""
+    return files_of(model) if any(map(os.path.lexists, planned)) else [model]
+
+
+def places(path: Path, model: onnx.ModelProto) -> list[Path]:
+    """The files of a model that is written: its own, and one for its weights where it is larger than a message."""
+    return [path, path.with_name(f"{path.name}.data")] if is_large(model) else [path]
 
 
 def save(model: onnx.ModelProto, path: str | os.PathLike[str], force: bool = False) -> None:
     """Write a model: the whole file, or nothing.
 
-    A model of more than 2 GB gets its weights in `<name>.data` beside it. Raises OutputError when the path exists
-    (unless `force`) or can't be written, ModelError when weights lie in a file that is not in the path's folder.
+    A model of more than 2 GB gets its weights in `<name>.data` beside it: both files are written, or none. Raises
+    OutputError when one of them exists (unless `force`) or can't be written, ModelError when weights lie in a file that
+    is not in the path's folder.
     """
     path = Path(path)
-    files.check_writable(path, force)
+    planned = places(path, model)
+    for place in planned:
+        files.check_writable(place, force)
     _check_resolved(model, path.parent)
-    with files.whole(path) as part:
-        if is_large(model):
-            onnx.save(model, part, save_as_external_data=True, location=f"{path.name}.data")
-            os.replace(f"{part}.data", f"{path}.data")
-        else:
+    if len(planned) == 1:
+        with files.whole(path, force=force) as part:
             part.write_bytes(model.SerializeToString(deterministic=True))
+        return
+    with files.whole_together(planned, force=force) as (part, data):
+        if _move_weights_out(model, data.name):
+            data.touch()  # as the umask wants it; onnx would make it the owner's alone
+        onnx.save(model, part)
+
+
+def _move_weights_out(model: onnx.ModelProto, location: str) -> int:
+    """Mark what is large enough to lie in the external data file, where onnx.save writes it; how many these are.
+
+    (onnx's own function looks for the file in the working directory, and refuses where it finds one of this name.)
+    """
+    large = [t for t in model.graph.initializer if not uses_external_data(t) and _bytes(t) >= APART]
+    for tensor in large:
+        if not tensor.HasField("raw_data"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
+        set_external_data(tensor, location)
+    return len(large)
 
 
 def references(model: onnx.ModelProto) -> list[onnx.TensorProto]:

@@ -85,8 +85,11 @@ def convert(
     wanted = given(options) | ({"preprocessing": preprocessing} if preprocessing != Options() else {})
     path = output or default_path(model, options["method"])
     source = load(model, options["replace"])
-    files.check_other(path, model)
-    files.check_writable(path, force)
+    planned = modelfile.places(path, source)
+    files.check_unread(planned, modelfile.read_beside(model, planned))
+    for place in planned:
+        files.check_writable(place, force)
+    files.check_suffix(path, ".onnx")
     result = gbprewrite.convert(source, **wanted)
     modelfile.save(result, path, force)
     facts = console.conversion_facts(model, path, result)

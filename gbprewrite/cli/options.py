@@ -20,6 +20,21 @@ Options = dict[str, Any]
 FILE = click.Path(path_type=Path)
 
 
+class NewFile(click.Path):
+    """The place of a file or folder that is to be written; "-" is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "-" and param is not None:
+            raise UsageError(
+                f"{param.opts[0]} -: nothing is written to standard output, which has the report. Give a path (./- for "
+                "a file of this name)."
+            )
+        return super().convert(value, param, ctx)
+
+
+NEW_FILE = NewFile(path_type=Path)
+
+
 def _split(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name.strip() for value in values for name in value.split(","))
 
@@ -207,7 +222,7 @@ force_option = click.option("--force", "-f", is_flag=True, help="Overwrite an ex
 
 def output_option(default: str) -> Callable[[Command], Command]:
     """-o PATH, its help naming the default."""
-    return click.option("-o", "--output", type=FILE, metavar="PATH", help=f"The file to write. Default: {default}.")
+    return click.option("-o", "--output", type=NEW_FILE, metavar="PATH", help=f"The file to write. Default: {default}.")
 
 
 def _parsed(read: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:

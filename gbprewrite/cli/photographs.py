@@ -11,6 +11,7 @@ from gbprewrite.cli import progress
 from gbprewrite.cli.drawing import drawing_options
 from gbprewrite.cli.options import (
     FILE,
+    NEW_FILE,
     TARGETS,
     Command,
     collected,
@@ -37,14 +38,14 @@ OUTPUTS = (
         "-o",
         "--output",
         "folder",
-        type=FILE,
+        type=NEW_FILE,
         metavar="DIR",
         help="The folder for the pictures. Default: beside each image.",
     ),
     click.option("--pictures/--no-pictures", default=True, help="Write a picture for each image. Default: yes."),
-    click.option("--sheet", type=FILE, metavar="PATH", help="Also write one contact sheet (.png) of all images."),
+    click.option("--sheet", type=NEW_FILE, metavar="PATH", help="Also write one contact sheet (.png) of all images."),
     click.option(
-        "--html", type=FILE, metavar="PATH", help="Also write a report: one HTML file that holds the pictures."
+        "--html", type=NEW_FILE, metavar="PATH", help="Also write a report: one HTML file that holds the pictures."
     ),
     click.option(
         "--save",
@@ -125,8 +126,9 @@ def work(said: Said, job: Job) -> int:
     names = class_labels.read(said.labels) if said.labels else None
     explainer = job.open(preprocessing=said.preprocessing, labels=names, providers=said.provider)
     style = style._replace(columns=job.columns)
+    read = [said.labels] if said.labels else []
     wanted = gallery.Wanted(**said.outputs, ending=job.ending)
-    outputs = gallery.outputs(wanted, said.model, explainer, found.images, style, said.force)
+    outputs = gallery.outputs(wanted, said.model, explainer, found.images, style, said.force, read)
     told, count = not (said.as_json or said.quiet), len(found.images)
     if told:
         click.echo(explanations.setting_text(explainer) + _left_out(found.own))

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 import gbprewrite
-from gbprewrite import console, files
+from gbprewrite import console, files, modelfile
 from gbprewrite.cli.options import (
     FILE,
     force_option,
@@ -16,7 +16,7 @@ from gbprewrite.cli.options import (
     quiet_option,
 )
 from gbprewrite.runtime import arrayfiles
-from gbprewrite.runtime.explainer import load_converted
+from gbprewrite.runtime.explainer import load_converted, slots_of
 
 
 @click.command()
@@ -62,8 +62,10 @@ def run(
     """Run a CONVERTED model on arrays and write all of its outputs into an .npz file."""
     path = output or converted.with_name(f"{converted.name.removesuffix('.onnx')}.npz")
     model, _ = load_converted(converted)
-    files.check_other(path, converted)
+    read = [*modelfile.read_beside(converted, [path]), *arrayfiles.paths(specs, slots_of(model))]
+    files.check_unread([path], read)
     files.check_writable(path, force)
+    files.check_suffix(path, ".npz")
     explainer = gbprewrite.Explainer(model, providers=provider, tf32=tf32, cuda_graph=cuda_graph)
     explanation = explainer(arrayfiles.read_inputs(specs, explainer.slots))
     named = explainer.named(explanation)

@@ -10,6 +10,7 @@ from gbprewrite.cli import progress
 from gbprewrite.cli.options import (
     CONVERSION,
     FILE,
+    NEW_FILE,
     Command,
     force_option,
     given,
@@ -37,7 +38,9 @@ def _conversion_options(command: Command) -> Command:
 @click.argument("model", type=FILE)
 @click.argument("photos", metavar="IMAGE...", nargs=-1, required=True)
 @output_option("MODEL's name with .sanity.png in place of .onnx, beside it")
-@click.option("--csv", "table", type=FILE, metavar="PATH", help="Also write every number: one row for each comparison.")
+@click.option(
+    "--csv", "table", type=NEW_FILE, metavar="PATH", help="Also write every number: one row for each comparison."
+)
 @click.option(
     "--method",
     multiple=True,
@@ -97,16 +100,17 @@ def sanity(
     from gbprewrite.sanity.randomisation import RandomisationTest
 
     path = output or outputs.default_path(model)
-    outputs.check(path, table, model, force)
+    found_photos = photofiles.find(photos).images
+    outputs.check(path, table, [model, *found_photos, *([labels] if labels else [])], force)
     test = RandomisationTest(
-        model, photofiles.find(photos).images, method, preprocessing=preprocessing,
+        model, found_photos, method, preprocessing=preprocessing,
         labels=class_labels.read(labels) if labels else None, layer=layer, seed=seed, draws=draws, classes=classes,
         providers=provider, **given(options),
     )  # fmt: skip
     with progress.bar(len(test.steps), not (as_json or quiet)) as bar:
         steps = bar.track(test.steps, description="randomising")
         found = test.report(comparison for step in steps for comparison in test.run(step))
-    outputs.write(found, path, table)
+    outputs.write(found, path, table, force)
     facts = {"picture": str(path), "csv": str(table) if table else None, **found.to_json()}
     facts["preprocessing"] = {"text": test.preprocessing.text(), "guesses": list(test.preprocessing.guesses)}
     if as_json:

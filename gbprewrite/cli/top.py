@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from gbprewrite import console
+from gbprewrite import console, modelfile
 from gbprewrite.cli import progress
 from gbprewrite.cli.options import (
     CLASS_AXIS,
     FILE,
+    NEW_FILE,
     RECTIFY,
     force_option,
     given,
@@ -61,7 +62,7 @@ def _channels(_ctx: click.Context, _param: click.Parameter, text: str) -> tuple[
 @click.option(
     "-o",
     "--output",
-    type=FILE,
+    type=NEW_FILE,
     metavar="PATH",
     help="The sheet (.png), or the folder for it. Default: beside MODEL, with the layer's name and .top.png for .onnx.",
 )
@@ -103,7 +104,7 @@ def top(
 
     path = topsheet.place(output, model, layer)
     found = photofiles.find(photos).images
-    gallery.check([path], [model, *found], force)
+    gallery.check([path], [*modelfile.read_beside(model, [path]), *found], force)
     top = TopImages(
         model, layer, channels, method, count=count, preprocessing=preprocessing, providers=provider, **given(options)
     )
@@ -115,7 +116,7 @@ def top(
                 failed[image] = error
                 print(f"error: {error}", file=sys.stderr)
         drawn = [topsheet.draw(top, c, gone) for c in bar.track(top.channels, description="explaining")]
-    topsheet.write(path, [picture for picture, _ in drawn])
+    topsheet.write(path, [picture for picture, _ in drawn], force)
     facts = {"sheet": str(path), **top.setting(), "images": len(found)}
     facts["failed"] = {str(image): str(error) for image, error in {**failed, **gone}.items()}
     facts["channels"] = [channel for _, channel in drawn]

@@ -23,10 +23,10 @@ def read_inputs(specs: Iterable[str], slots: Sequence[arrays.Slot]) -> dict[str,
     """
     found: dict[str, Array] = {}
     for spec in specs:
-        known = next((s.name for s in slots if spec.startswith(f"{s.name}=")), None)
-        if known is None and "=" in spec and not Path(spec).exists():
+        known, path = _split(spec, slots)
+        if known is None and "=" in spec and not os.path.exists(path):
             raise UsageError(f"--input {spec}: the model has no input of this name. It takes {arrays.listing(slots)}.")
-        held = _read(Path(spec if known is None else spec[len(known) + 1 :]))
+        held = _read(path)
         if isinstance(held, dict) and known is None:
             found.update(held)
             continue
@@ -42,6 +42,17 @@ def read_inputs(specs: Iterable[str], slots: Sequence[arrays.Slot]) -> dict[str,
             (held,) = held.values()
         found[name] = held
     return found
+
+
+def paths(specs: Iterable[str], slots: Sequence[arrays.Slot]) -> list[Path]:
+    """The files that `read_inputs` reads."""
+    return [_split(spec, slots)[1] for spec in specs]
+
+
+def _split(spec: str, slots: Sequence[arrays.Slot]) -> tuple[str | None, Path]:
+    """NAME and FILE; no name where the text is a file alone."""
+    known = next((s.name for s in slots if spec.startswith(f"{s.name}=")), None)
+    return known, Path(spec if known is None else spec[len(known) + 1 :])
 
 
 def _read(path: Path) -> Array | dict[str, Array]:
@@ -64,7 +75,7 @@ def save(path: str | os.PathLike[str], named: Mapping[str, Any], force: bool = F
     path = Path(path)
     files.check_writable(path, force)
     # numpy.savez would take names such as "file" for its own arguments.
-    with files.whole(path) as part, zipfile.ZipFile(part, "w") as archive:
+    with files.whole(path, force=force) as part, zipfile.ZipFile(part, "w") as archive:
         for name, value in named.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(value), allow_pickle=False)

@@ -5,6 +5,7 @@ is a file of its own, or a part of a file that is whole when the last one is in.
 """
 
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from gbprewrite import files, modelfile
 from gbprewrite.convert import inspect
 from gbprewrite.errors import DataError, OutputError, UsageError
 from gbprewrite.runtime import layout
@@ -43,8 +45,8 @@ class Output(AbstractContextManager[Any], Protocol):
 class PictureFiles(AbstractContextManager["PictureFiles"]):
     """A PNG file for each photograph."""
 
-    def __init__(self, places: Mapping[Path, Path]) -> None:
-        self.places = places
+    def __init__(self, places: Mapping[Path, Path], force: bool = True) -> None:
+        self.places, self.force = places, force
 
     def __exit__(self, *_: object) -> None:
         """Each file is whole already."""
@@ -52,7 +54,7 @@ class PictureFiles(AbstractContextManager["PictureFiles"]):
     def add(self, explained: ExplainedPhoto, drawn: Sequence[Row]) -> dict[str, Path]:
         """See `Output`."""
         place = self.places[explained.path]
-        layout.write(place, layout.png(layout.compose(drawn)))
+        layout.write(place, layout.png(layout.compose(drawn)), force=self.force)
         return {"picture": place}
 
     def fail(self, image: Path, error: DataError | OutputError) -> None:
@@ -66,8 +68,8 @@ class PictureFiles(AbstractContextManager["PictureFiles"]):
 class ArrayFiles(AbstractContextManager["ArrayFiles"]):
     """A .npy file for each photograph and method: the maps as they are, [K,H,W,C], K classes and red first."""
 
-    def __init__(self, places: Mapping[Path, Mapping[str, Path]]) -> None:
-        self.places = places
+    def __init__(self, places: Mapping[Path, Mapping[str, Path]], force: bool = True) -> None:
+        self.places, self.force = places, force
 
     def __exit__(self, *_: object) -> None:
         """Each file is whole already."""
@@ -78,7 +80,7 @@ class ArrayFiles(AbstractContextManager["ArrayFiles"]):
         for method, place in places.items():
             data = io.BytesIO()
             np.save(data, np.stack([maps[method] for maps in explained.maps]), allow_pickle=False)
-            layout.write(place, data.getvalue())
+            layout.write(place, data.getvalue(), force=self.force)
         return {f"{method} map": place for method, place in places.items()}
 
     def fail(self, image: Path, error: DataError | OutputError) -> None:
@@ -110,32 +112,36 @@ def outputs(
     photos: Sequence[Path],
     style: Style | None = None,
     force: bool = False,
+    read: Sequence[Path] = (),
 ) -> list[Output]:
     """The outputs that are wanted of these photographs, after everything that can be checked before the run.
 
-    Raises UsageError when nothing is wanted, two files would meet, or a file that is read would be overwritten, and
-    OutputError when one exists (unless `force`).
+    What is read is the model with its external data, the photographs and `read`. Raises UsageError when nothing is
+    wanted, two files would meet, or a file that is read would be overwritten, and OutputError when one exists (unless
+    `force`).
     """
     found: list[Output] = []
     planned: list[Path] = []
     if wanted.pictures:
         pictures = places(photos, f"{wanted.ending or '+'.join(explainer.methods)}.png", wanted.folder)
-        found.append(PictureFiles(pictures))
+        found.append(PictureFiles(pictures, force))
         planned += pictures.values()
     if wanted.arrays:
         each = {method: places(photos, f"{method}.npy", wanted.folder) for method in explainer.methods}
-        found.append(ArrayFiles({photo: {m: each[m][photo] for m in each} for photo in photos}))
+        found.append(ArrayFiles({photo: {m: each[m][photo] for m in each} for photo in photos}, force))
         planned += [place for some in each.values() for place in some.values()]
     if wanted.sheet:
-        sheet = Sheet(wanted.sheet, len(photos))
+        sheet = Sheet(wanted.sheet, len(photos), force)
         found.append(sheet)
         planned += sheet.planned()
     if wanted.html:
-        found.append(Report(wanted.html, model, explainer, inspect(model), style or Style()))
+        found.append(Report(wanted.html, model, explainer, inspect(model), style or Style(), force))
         planned.append(wanted.html)
     if not found:
         raise UsageError("nothing would be written: with --no-pictures, give --sheet, --html or --save npy.")
-    check(planned, [model, *photos], force)
+    check(planned, [*modelfile.read_beside(model, planned), *photos, *read], force)
+    if wanted.html:
+        files.check_suffix(wanted.html, ".html", ".htm")
     return found
 
 
@@ -229,8 +235,8 @@ def places(photos: Sequence[Path], ending: str, output: Path | None = None) -> d
     Photographs that differ in their suffix only keep it: `photo.jpg.<ending>`. Raises UsageError when two would still
     share a file, OutputError when `output` is a file.
     """
-    if output is not None and output.exists() and not output.is_dir():
-        raise OutputError(f"-o {output}: this is a file. Give the folder that the pictures go to.")
+    if output is not None:
+        files.check_folder(output)
     stems = Counter((output or path.parent, path.stem) for path in photos)
     found: dict[Path, Path] = {}
     taken: dict[Path, Path] = {}
@@ -249,17 +255,18 @@ def places(photos: Sequence[Path], ending: str, output: Path | None = None) -> d
 def check(planned: Sequence[Path], read: Sequence[Path], force: bool) -> None:
     """Raise UsageError when a file that is read would be overwritten or one that is written is planned twice, and
     OutputError when one exists (unless `force`)."""
-    twice = [str(path) for path, count in Counter(planned).items() if count > 1]
-    if twice:
-        raise UsageError(f"two outputs would be written to {', '.join(twice)}. Give each a name of its own.")
-    known = {path.resolve() for path in read}
-    overwritten = [str(path) for path in planned if path.resolve() in known]
+    meeting = list(map(str, files.twice(planned)))
+    if meeting:
+        raise UsageError(f"two outputs would be written to {', '.join(meeting)}. Give each a name of its own.")
+    overwritten = list(map(str, files.overwritten(planned, read)))
     if overwritten:
         raise UsageError(
             f"{_some(overwritten)} would be overwritten, and it is read in this run. Leave pictures of earlier runs "
             "out of the images, or use another place (-o DIR)."
         )
-    existing = [] if force else [str(path) for path in planned if path.exists()]
+    for path in planned:
+        files.check_replaceable(path, True, "Choose another place (-o DIR).")
+    existing = [] if force else [str(path) for path in planned if os.path.lexists(path)]
     if existing:
         raise OutputError(f"these exist already: {_some(existing)}. {ELSEWHERE}")
 

@@ -28,10 +28,16 @@ class Report(AbstractContextManager["Report"]):
     """The report of one run; the file is there when the run has ended, and not before."""
 
     def __init__(
-        self, path: Path, model: Path, explainer: PhotoExplainer, found: Inspection, style: Style | None = None
+        self,
+        path: Path,
+        model: Path,
+        explainer: PhotoExplainer,
+        found: Inspection,
+        style: Style | None = None,
+        force: bool = True,
     ) -> None:
         """Of `explainer` on `model`, of which `gbprewrite.inspect` found what the coverage table says."""
-        self.path = path
+        self.path, self.force = path, force
         self._stack = ExitStack()
         self._file: TextIO | None = None
         self._counts = {"explained": 0, "failed": 0}
@@ -49,7 +55,7 @@ class Report(AbstractContextManager["Report"]):
     def __enter__(self) -> "Report":
         """Begin. Raises OutputError."""
         layout.make_folder(self.path, ADVICE)
-        part = self._stack.enter_context(files.whole(self.path, ADVICE))
+        part = self._stack.enter_context(files.whole(self.path, ADVICE, self.force))
         self._file = self._stack.enter_context(part.open("w", encoding="utf-8"))
         self._write("head")
         return self

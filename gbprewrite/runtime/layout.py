@@ -73,11 +73,13 @@ def png(pixels: Array) -> bytes:
     return file.getvalue()
 
 
-def write(path: str | os.PathLike[str], data: bytes, advice: str = "Choose another place with -o DIR.") -> None:
+def write(
+    path: str | os.PathLike[str], data: bytes, advice: str = "Choose another place with -o DIR.", force: bool = True
+) -> None:
     """Write a file whole or not at all, in a folder that need not exist. Raises OutputError."""
     path = Path(path)
     make_folder(path, advice)
-    with files.whole(path, advice) as part:
+    with files.whole(path, advice, force) as part:
         part.write_bytes(data)
 
 

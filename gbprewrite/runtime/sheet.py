@@ -28,11 +28,11 @@ SMALL = Measures(panel=160, margin=10, heading=15, title=12, bar=6)
 class Sheet(AbstractContextManager["Sheet"]):
     """A contact sheet, written page by page. Attributes: pages: the files written so far."""
 
-    def __init__(self, path: Path, count: int) -> None:
+    def __init__(self, path: Path, count: int, force: bool = True) -> None:
         """For `count` images. Raises UsageError for a name that is no PNG file's."""
         if path.suffix.lower() != ".png":
             raise UsageError(f"--sheet {path}: a contact sheet is a PNG file. Give a name that ends in .png.")
-        self.path, self.count = path, count
+        self.path, self.count, self.force = path, count, force
         self.pages: list[Path] = []
         self._entries: list[Array] = []
         self._images = 0
@@ -68,7 +68,7 @@ class Sheet(AbstractContextManager["Sheet"]):
 
     def _write(self) -> None:
         page = self._page(len(self.pages))
-        layout.write(page, layout.png(arranged(self._entries, WIDTH)), ADVICE)
+        layout.write(page, layout.png(arranged(self._entries, WIDTH)), ADVICE, self.force)
         self.pages.append(page)
         self._entries, self._images = [], 0
 

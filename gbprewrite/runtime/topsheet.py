@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from gbprewrite import files
 from gbprewrite.errors import DataError
 from gbprewrite.runtime import layout
 from gbprewrite.runtime import pictures as drawing
@@ -21,6 +22,7 @@ Array = npt.NDArray[Any]
 CELL, GAP = 104, 4  # pixels; 3 cells and 2 gaps are a panel of 320
 MEASURES = layout.Measures(panel=1, margin=14, heading=17, title=14, bar=6)
 WIDTH = 1500
+LONGEST = 80  # letters of a layer's name that go into a file's
 
 
 def place(output: Path | None, model: Path, layer: str) -> Path:
@@ -28,7 +30,8 @@ def place(output: Path | None, model: Path, layer: str) -> Path:
     if output is not None and output.suffix.lower() == ".png":
         return output
     folder = model.parent if output is None else output
-    stem = re.sub(r"[^\w.-]+", "_", layer).strip("_.")  # "/" would be a folder
+    files.check_folder(folder)
+    stem = re.sub(r"[^\w.-]+", "_", layer).strip("_.")[:LONGEST]  # "/" would be a folder
     return folder / f"{model.name.removesuffix('.onnx')}.{stem}.top.png"
 
 
@@ -54,9 +57,9 @@ def draw(top: TopImages, channel: int, failed: dict[Path, DataError]) -> tuple[A
     return picture, {"channel": channel, "top": facts}
 
 
-def write(path: Path, entries: Sequence[Array]) -> None:
+def write(path: Path, entries: Sequence[Array], force: bool = True) -> None:
     """The sheet of several channels' parts, as a PNG file. Raises OutputError."""
-    layout.write(path, layout.png(arranged(entries, WIDTH)), "Choose another place with -o PATH.")
+    layout.write(path, layout.png(arranged(entries, WIDTH)), files.ELSEWHERE, force)
 
 
 def alike(examples: Sequence[Example]) -> list[Box]:

@@ -2,12 +2,15 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
-from gbprewrite import files
+from gbprewrite import files, modelfile
 from gbprewrite.errors import UsageError
 from gbprewrite.sanity.curves import picture
 from gbprewrite.sanity.randomisation import SanityReport
+
+IN_CSV = "Choose another place with --csv PATH."
 
 
 def default_path(model: Path) -> Path:
@@ -15,24 +18,32 @@ def default_path(model: Path) -> Path:
     return model.with_name(f"{model.name.removesuffix('.onnx')}.sanity.png")
 
 
-def check(picture_path: Path, table: Path | None, model: Path, force: bool) -> None:
-    """Raise OutputError or UsageError now where the files could not be written after the test."""
-    if table is not None and table.absolute() == picture_path.absolute():
+def check(picture_path: Path, table: Path | None, read: Sequence[Path], force: bool) -> None:
+    """Raise OutputError or UsageError now where the files could not be written after the test.
+
+    What is read is the model first, then photographs and labels.
+    """
+    planned = {path: advice for path, advice in ((picture_path, files.ELSEWHERE), (table, IN_CSV)) if path is not None}
+    if table is not None and files.twice([picture_path, table]):
         raise UsageError(f"-o and --csv both name {table}. Give each a file of its own.")
-    for path in filter(None, (picture_path, table)):
-        files.check_other(path, model)
-        files.check_writable(path, force)
+    for path, advice in planned.items():
+        files.check_unread([path], [*modelfile.read_beside(read[0], planned), *read[1:]], advice)
+    for path, advice in planned.items():
+        files.check_writable(path, force, advice)
+    files.check_suffix(picture_path, ".png")
+    if table is not None:
+        files.check_suffix(table, ".csv")
 
 
-def write(found: SanityReport, picture_path: Path, table: Path | None) -> None:
+def write(found: SanityReport, picture_path: Path, table: Path | None, force: bool = True) -> None:
     """Write the curves (PNG) and, where wanted, the table (CSV: one row for each comparison; undefined is empty)."""
     drawn, text = picture(found), io.StringIO(newline="")
     rows = found.rows()
     writer = csv.DictWriter(text, rows[0].keys())
     writer.writeheader()
     writer.writerows(rows)
-    with files.whole(picture_path) as part:
+    with files.whole(picture_path, force=force) as part:
         part.write_bytes(drawn)
     if table is not None:
-        with files.whole(table, "Choose another place with --csv PATH.") as part:
+        with files.whole(table, IN_CSV, force) as part:
             part.write_text(text.getvalue(), encoding="utf-8", newline="")
