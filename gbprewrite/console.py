@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gbprewrite import policies, report
+from gbprewrite.class_axis import in_words
 from gbprewrite.layers import Layer
 from gbprewrite.report import Inspection
 from gbprewrite.runtime.explainer import Explainer
@@ -75,7 +76,8 @@ def conversion_facts(source: Path, path: Path, model: ModelProto) -> Row:
     return {
         "source": str(source),
         "path": str(path),
-        **{key: record[key] for key in ("methods", "target", "output", "score", "stepped_over", "class_axis")},
+        **{key: record[key] for key in ("methods", "target", "output", "score", "stepped_over")},
+        **{key: record[key] for key in ("class_axis", "class_axis_reason", "notes")},
         "nodes": {"before": record["source"]["nodes"], "after": record["nodes"], "added": record["added"]["nodes"]},
         "opset": {"before": record["source"]["opset"], "after": record["opset"]},
         "rectifiers": dict(Counter(row["kind"] for row in record["rectifiers"])),
@@ -123,7 +125,7 @@ def print_conversion(facts: Row) -> None:
         {
             "wrote": facts["path"],
             "size": f"{megabytes(size['after'])}, the source has {megabytes(size['before'])} ({change})",
-            "explains": [_score_in_words(facts), f"target {facts['target']}, methods {', '.join(facts['methods'])}"],
+            "explains": [*_score_in_words(facts), f"target {facts['target']}, methods {', '.join(facts['methods'])}"],
             "nodes": f"{nodes['before']} before, {nodes['after']} after{raised}",
             **({"cam layer": facts["cam_layer"]} if facts["cam_layer"] else {}),
             "rectifiers": f"{_counts(facts['rectifiers'])} {rectified}",
@@ -132,6 +134,7 @@ def print_conversion(facts: Row) -> None:
             "new inputs": map(value_in_words, facts["new_inputs"]),
             "new outputs": map(value_in_words, facts["new_outputs"]),
             **_photos_in_words(facts["preprocessing"]),
+            "note ": facts["notes"],
             "flaw": _flaw_in_words(facts["flaw"]),
             "limits": policies.limits(facts["methods"]),
             "next": facts["next"],
@@ -282,11 +285,12 @@ def rule_rows(nonlinearities: Sequence[Row]) -> Iterator[list[Any]]:
         yield from (["", "", "", method, rule, ""] for method, rule in others)
 
 
-def _score_in_words(facts: Mapping[str, Any]) -> str:
-    axis = f"class axis {facts['class_axis']}"
+def _score_in_words(facts: Mapping[str, Any]) -> list[str]:
+    """The score, and its class axis with the reason for it."""
+    axis = in_words(facts["class_axis"], facts["class_axis_reason"])
     if facts["score"] == facts["output"]:
-        return f"{facts['score']}, {axis}"
-    return f"{facts['score']}, the score before {', '.join(facts['stepped_over'])} of {facts['output']}, {axis}"
+        return [facts["score"], axis]
+    return [f"{facts['score']}, the score before {', '.join(facts['stepped_over'])} of {facts['output']}", axis]
 
 
 def alike(rows: Sequence[Row], key: Any) -> list[list[Any]]:

@@ -113,7 +113,8 @@ def convert(
         score: name of the graph output or inner tensor to explain; needed when several outputs qualify.
         layer: name of an inner tensor, or of the node that makes it, in place of `score`: where the unit is.
         inputs: names of the inputs to differentiate; by default every float input that the score depends on.
-        class_axis: axis of the classes, 1 by default, or the axis of a final Softmax.
+        class_axis: axis of the classes, in the shape of the output; by default what a final Softmax or the node that
+            makes the logits says. The record holds which one was taken, and why.
         channels: those that "argmax", "topk:K", "strongest" and "strongest:K" look at, along the class axis: "4:84",
             "0,2,3:7", a number, several, or a slice, as Python counts; all by default. `explained_index` counts in the
             whole score.
@@ -153,8 +154,8 @@ def convert(
         `<input>_<method>_heatmap`, `..._overlay`.
 
     Raises:
-        UsageError: unknown method, score, input, target, form, or a target out of range; preprocessing that nothing
-            asked for reads, or that contradicts the model.
+        UsageError: unknown method, score, input, target, form, or a target out of range; a score of which nothing tells
+            where its classes are; preprocessing that nothing asked for reads, or that contradicts the model.
         ModelError: no ONNX model, nothing to rectify, no layer for Grad-CAM, a name clash, or a model converted
             already.
         UnsupportedOperators: operators between score and input that have no rule; all of them are listed.
@@ -213,7 +214,8 @@ def _converted(
     graph = view(result, rearrange=not companions.reads_layer(methods))
     drawing = settings.pictures
     declare_outputs(result, graph)
-    chosen = select.select(graph, result, score, inputs, class_axis, through_softmax, opset_of(result))
+    moved = wanted.kind != "seed"  # which is shaped like the score itself
+    chosen = select.select(graph, result, score, inputs, class_axis, through_softmax, opset_of(result), moved)
     everywhere = list(differentiate.with_branches(chosen.nodes, chosen.inputs))
     found, marked = select.rectifiers(everywhere, methods, rectify)
     layer = companions.layer_for(graph, chosen, methods, settings.methods)
@@ -233,7 +235,7 @@ def _converted(
     op = Builder(graph, opset_of(result), prefix, SPELLINGS[optimize_for])
     op.weights = frozenset(t.name for t in result.graph.initializer) - {i.name for i in result.graph.input}
     op.reserve([*gained, *names_inside(result.graph)])
-    seeds = seed.seeds(op, chosen.score, wanted, chosen.class_axis, names, channels)
+    seeds = seed.seeds(op, chosen.score, wanted, chosen.counting, names, channels)
     outputs: list[Tensor] = []
     gained_inputs = {(g.kind, g.input): gs.Variable(g.name, g.dtype, g.shape) for g in given}
     instances = cache(partial(_instances, op, result, chosen, optimize_for))
@@ -262,14 +264,8 @@ def _converted(
 def _instances(op: Builder, normal: ModelProto, chosen: select.Selection, optimize_for: str) -> Instances:
     """The normalised model, converted for itself, to be built once more for another batch."""
     options: dict[str, Any] = {
-        **{"method": ["gradient"], "target": "seed", "score": chosen.score.name, "class_axis": chosen.class_axis},
-        **{
-            "channels": None,
-            "inputs": [x.name for x in chosen.inputs],
-            "opset": None,
-            "through_softmax": True,
-            "rectify": (),
-        },
+        **{"method": ["gradient"], "target": "seed", "score": chosen.score.name, "class_axis": None, "channels": None},
+        **{"inputs": [x.name for x in chosen.inputs], "opset": None, "through_softmax": True, "rectify": ()},
         **{"optimize_for": optimize_for, "maps_only": False, "prefix": f"{op.prefix}instance/"},
     }
     return Instances(op, *_converted(copied(normal), Settings(), **options))

@@ -11,7 +11,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from gbprewrite import subset, units
+from gbprewrite import differentiate, subset, units
+from gbprewrite.class_axis import Counting, words
 from gbprewrite.errors import UsageError
 from gbprewrite.lowering import Builder
 from gbprewrite.shapes import fixed
@@ -20,8 +21,6 @@ from gbprewrite.units import Classes, Seeds
 
 SPELLINGS = "argmax, INDEX, INDEX,INDEX,..., topk:K, unit:C,H,W, channel:C, strongest, strongest:K, input, or seed"
 WORDS = ("argmax", "strongest", "input", "seed")
-STEPPED_OVER = ("Softmax", "LogSoftmax", "Sigmoid")
-MOVED = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Cast")
 
 
 class Target(NamedTuple):
@@ -76,25 +75,13 @@ def parse(target: str | int | Sequence[int]) -> Target:
     raise UsageError(f"--target {text!r} is not understood. Choose {SPELLINGS}; indices count from 0.")
 
 
-def step_over(tensor: Tensor) -> tuple[Tensor, list[gs.Node], int | None]:
-    """The score before a final Softmax, LogSoftmax or Sigmoid: (score, nodes stepped over, axis of the classes)."""
-    current = tensor
-    while isinstance(current, gs.Variable) and current.inputs:
-        node = current.inputs[0]
-        if node.op in STEPPED_OVER:
-            return node.inputs[0], [node], node.attrs.get("axis", -1) if node.op != "Sigmoid" else None
-        if node.op not in MOVED:
-            break
-        current = node.inputs[0]
-    return tensor, [], None
-
-
 def seeds(
-    op: Builder, score: Tensor, target: Target, class_axis: int, names: dict[str, str], channels: str | None = None
+    op: Builder, score: Tensor, target: Target, counting: Counting, names: dict[str, str], channels: str | None = None
 ) -> Seeds:
     """The cotangents that a target stands for; `channels` are those that a target that searches looks at.
 
-    Raises UsageError when an index is out of range, or the unit has another rank than the score.
+    Raises UsageError when an index is out of range, when the unit has another rank than the score, or when it can't be
+    told which axis holds the classes.
     """
     op.scope = "seed"
     if channels is not None and not target.searches:
@@ -105,41 +92,74 @@ def seeds(
     if target.kind == "seed":
         given = gs.Variable(names["seed"], score.dtype, score.shape)
         return Seeds([given], None, None, [given])
-    if target.kind == "unit":
-        return units.unit(op, score, target)
+    counted = samples_first(op, score, counting)
     if target.one_unit:
-        return _strongest(op, score, target, class_axis, channels)
-    if len(score.shape) < 2:
-        return _scores_themselves(op, score, target)
-    classes = _looked_at(_classes(op, score, target, class_axis), target, channels)
-    if target.kind == "input":
-        return _at_run_time(op, classes, names["target"])
-    return CLASS_TARGETS[target.kind](op, classes, target)
+        made = _of_units(op, counted, target, counting, channels)
+    else:
+        counted = _with_class_axis(op, counted, counting.known())
+        classes = _looked_at(_classes(op, counted, target, counting), target, channels)
+        made = CLASS_TARGETS[target.kind](op, classes, target, names)
+    made = made._replace(unbatched=counting.unbatched)
+    if counted is score:
+        return made
+    back = [differentiate.pull_back_built(op, counted, dy, [score])[0] for dy in made.cotangents]
+    return made._replace(cotangents=[op.zeros_like(score) if dy is None else dy for dy in back])
 
 
-def _strongest(op: Builder, score: Tensor, target: Target, class_axis: int, channels: str | None) -> Seeds:
-    if len(score.shape) < 2:
+def samples_first(op: Builder, score: Tensor, counting: Counting) -> Tensor:
+    """The score as it is counted: moved as the model moves it, with the axis of the samples first."""
+    for node in counting.moves:
+        (moved,) = op.emit(node.op, [score, *node.inputs[1:]], dict(node.attrs), 1)
+        score = op.shaped_like(moved, node.outputs[0])
+    if counting.batch_axis is None:
+        return op.Unsqueeze(score, np.array([0], np.int64))
+    return op.Transpose(score, perm=counting.order()) if counting.batch_axis else score
+
+
+def _with_class_axis(op: Builder, counted: Tensor, counting: Counting) -> Tensor:
+    """The score with an axis for its one class, where it has none."""
+    return op.Unsqueeze(counted, np.array([1], np.int64)) if counting.class_axis is None else counted
+
+
+def _of_units(op: Builder, counted: Tensor, target: Target, counting: Counting, channels: str | None) -> Seeds:
+    """The cotangents of single units of a score with the samples first."""
+    if target.kind == "unit":
+        return units.unit(op, counted, target, counting)
+    if len(counted.shape) < 2:
         raise UsageError(
-            f"--target {target.text}: the score {score.name!r} has rank {len(score.shape)}, and so no units behind the "
-            "batch to choose from. Use --target argmax (each value is one score) or --target seed."
+            f"--target {target.text}: the score {counting.name!r} has rank {len(counting.shape)}, and so no units "
+            "behind the batch to choose from. Use --target argmax (each value is one score) or --target seed."
         )
     if target.kind == "strongest" and not target.many and channels is None:  # needs no class axis
-        return units.strongest(op, Classes(score, class_axis, -1), target)
-    classes = _looked_at(_classes(op, score, target, class_axis), target, channels)
-    return (units.strongest_places if target.many else units.strongest)(op, classes, target)
+        return units.strongest(op, Classes(counted, 1, -1, counting), target)
+    if counting.known().class_axis is None and (target.kind == "channel" or channels is not None):
+        raise UsageError(
+            f"--target {target.text}: the score {counting.name!r} {words(counting.shape)} has no axis of channels "
+            f"({counting.why}). Use --target strongest."
+        )
+    with_axis = _with_class_axis(op, counted, counting)
+    classes = _looked_at(_classes(op, with_axis, target, counting), target, channels)
+    made = (units.strongest_places if target.many else units.strongest)(op, classes, target)
+    if with_axis is counted:
+        return made
+    back = [differentiate.pull_back_built(op, with_axis, dy, [counted])[0] for dy in made.cotangents]
+    assert made.indices is not None
+    last, behind = len(made.indices.shape) - 1, len(counted.shape) - 1
+    return made._replace(cotangents=back, indices=op.slice(made.indices, [last], [1], [behind]))
 
 
 def _looked_at(classes: Classes, target: Target, channels: str | None) -> Classes:
     """The classes, and which of them --channels leaves to look at."""
     if channels is None:
         return classes
-    score, axis = classes.score, classes.axis
+    counting = classes.counting
+    score = f"the score {counting.name!r} (axis {counting.class_axis} of {words(counting.shape)})"
     if not isinstance(classes.number, int):
         raise UsageError(
-            f"--channels {channels}: the score {score.name!r} of shape {score.shape} does not fix the length of its "
-            f"class axis {axis}. Choose another with --class-axis AXIS, or export the model with a fixed one."
+            f"--channels {channels}: {score} does not fix the length of its class axis. Choose another with "
+            "--class-axis AXIS, or export the model with a fixed one."
         )
-    found = subset.numbers_of(channels, classes.number, f"the score {score.name!r} (axis {axis} of {score.shape})")
+    found = subset.numbers_of(channels, classes.number, score)
     if target.kind == "topk" and target.numbers[0] > len(found):
         raise UsageError(
             f"--target {target.text}: --channels {channels} leaves {len(found)} classes, so K is at most {len(found)}."
@@ -147,38 +167,24 @@ def _looked_at(classes: Classes, target: Target, channels: str | None) -> Classe
     return classes._replace(subset=found)
 
 
-def _scores_themselves(op: Builder, score: Tensor, target: Target) -> Seeds:
-    """A score without a class axis: each value is one score, of class 0."""
-    if target.kind not in ("argmax", "index") or not set(target.numbers) <= {0}:
-        raise UsageError(
-            f"--target {target.text}: the score {score.name!r} has rank {len(score.shape)} and so no class axis. "
-            "Use --target argmax (each value is one score) or --target seed."
-        )
-    batch = op.shape_of(score) if score.shape else op.constant(np.array([1], np.int64))
-    return Seeds([op.ones_like(score)], op.Expand(np.zeros(1, np.int64), batch), None, [])
-
-
-def _classes(op: Builder, score: Tensor, target: Target, class_axis: int) -> Classes:
-    rank = len(score.shape)
-    if not -rank <= class_axis < rank or class_axis % rank == 0:
-        raise UsageError(
-            f"--class-axis {class_axis}: the score {score.name!r} has shape {score.shape}; axis 0 is the batch, so "
-            f"choose 1 to {rank - 1}."
-        )
-    axis = class_axis % rank
+def _classes(op: Builder, score: Tensor, target: Target, counting: Counting) -> Classes:
+    """The classes, or channels, of a score with the samples first."""
+    at = counting.class_axis
+    axis = 1 if at is None else counting.order().index(at) + (counting.batch_axis is None)
     count = op.dim(score, axis)
     bounded = () if target.kind == "strongest" else target.numbers  # the K of strongest:K counts positions
     if isinstance(count, int) and any(n >= count + (target.kind == "topk") for n in bounded):
-        named = "channels" if target.kind == "channel" else "classes"
+        named = "channels" if target.kind == "channel" else "classes" if count != 1 else "class"
         allowed = f"K is at most {count}" if target.kind == "topk" else f"indices run from 0 to {count - 1}"
+        where = f"axis {at} of {words(counting.shape)}" if at is not None else counting.why
         raise UsageError(
-            f"--target {target.text}: out of range, the score {score.name!r} has {count} {named} (axis {axis} of "
-            f"{score.shape}), so {allowed}."
+            f"--target {target.text}: out of range, the score {counting.name!r} has {count} {named} ({where}), so "
+            f"{allowed}."
         )
-    return Classes(score, axis, count)
+    return Classes(score, axis, count, counting)
 
 
-def _fixed_classes(op: Builder, classes: Classes, target: Target) -> Seeds:
+def _fixed_classes(op: Builder, classes: Classes, target: Target, names: dict[str, str]) -> Seeds:
     one = np.ones(classes.rank, np.int64)
     made = [_one_hot(op, classes, op.Reshape(np.array([n], np.int64), one)) for n in target.numbers]
     indices = units.for_every_sample(op, classes.score, np.array(target.numbers, np.int64), target.many)
@@ -189,9 +195,9 @@ def _fixed_classes(op: Builder, classes: Classes, target: Target) -> Seeds:
     return Seeds(made, indices, in_range, [], target.many)
 
 
-def _at_run_time(op: Builder, classes: Classes, name: str) -> Seeds:
+def _at_run_time(op: Builder, classes: Classes, target: Target, names: dict[str, str]) -> Seeds:
     batch = classes.score.shape[0]
-    given = gs.Variable(name, np.dtype(np.int64), [batch])
+    given = gs.Variable(names["target"], np.dtype(np.int64), [batch])
     index = op.Reshape(given, np.array([-1] + [1] * (classes.rank - 1), np.int64))
     index.shape = [batch] + [1] * (classes.rank - 1)
     in_range = op.And(op.GreaterOrEqual(given, 0), op.Less(given, op.vector([classes.number])))
@@ -203,7 +209,7 @@ def _summed_over_positions(op: Builder, classes: Classes) -> Tensor:
     return op.ReduceSum(classes.score, np.array(rest, np.int64), keepdims=1) if rest else classes.score
 
 
-def _winner(op: Builder, classes: Classes, target: Target) -> Seeds:
+def _winner(op: Builder, classes: Classes, target: Target, names: dict[str, str]) -> Seeds:
     sums = classes.looked_at(op, _summed_over_positions(op, classes))
     index = classes.numbered(op, op.ArgMax(sums, axis=classes.axis, keepdims=1))
     flat = op.Reshape(index, np.array([-1], np.int64))
@@ -211,7 +217,7 @@ def _winner(op: Builder, classes: Classes, target: Target) -> Seeds:
     return Seeds([_one_hot(op, classes, index)], flat, None, [])
 
 
-def _first_k(op: Builder, classes: Classes, target: Target) -> Seeds:
+def _first_k(op: Builder, classes: Classes, target: Target, names: dict[str, str]) -> Seeds:
     (count,) = target.numbers
     sums = classes.looked_at(op, _summed_over_positions(op, classes))
     found = classes.numbered(op, op.TopK(sums, np.array([count], np.int64), outputs=2, axis=classes.axis)[1])
@@ -221,11 +227,12 @@ def _first_k(op: Builder, classes: Classes, target: Target) -> Seeds:
     return Seeds(made, index, None, [], many=True)
 
 
-CLASS_TARGETS: dict[str, Callable[[Builder, Classes, Target], Seeds]] = {
+CLASS_TARGETS: dict[str, Callable[[Builder, Classes, Target, dict[str, str]], Seeds]] = {
     "index": _fixed_classes,
     "list": _fixed_classes,
     "argmax": _winner,
     "topk": _first_k,
+    "input": _at_run_time,
 }
 
 
@@ -260,6 +267,6 @@ def stacked(op: Builder, x: Tensor, cotangents: Sequence[Tensor | None], seeds: 
         made = [op.Where(exists, c, np.full((), np.nan, numpy_dtype(c))) for c in made]
     if not seeds.many:
         return Stacked(made[0], list(x.shape))
-    axis = 1 if len(x.shape) else 0
+    axis = 1 if len(x.shape) and not seeds.unbatched else 0
     parts = [op.Unsqueeze(c, np.array([axis], np.int64)) for c in made]
-    return Stacked(op.Concat(*parts, axis=axis), [*x.shape[:1], len(made), *x.shape[1:]])
+    return Stacked(op.Concat(*parts, axis=axis), [*x.shape[:axis], len(made), *x.shape[axis:]])

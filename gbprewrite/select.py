@@ -8,24 +8,34 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from gbprewrite import differentiate, policies, seed
+from gbprewrite.axes import Axes
 from gbprewrite.branches import names_inside
+from gbprewrite.class_axis import Counting, counting
 from gbprewrite.errors import ModelError, UnsupportedOperators, UsageError
+from gbprewrite.final_activation import Final, final_activation
 from gbprewrite.names import shortlist, similar
 from gbprewrite.policies import METHODS, Nonlinearity
+from gbprewrite.regrouping import UNKNOWN, Part, size_of
 from gbprewrite.rules.pooling import SWITCHLESS
 from gbprewrite.tensors import Tensor, is_float
 
 
 class Selection(NamedTuple):
     """The graph output that was chosen, the score that is explained for it (the tensor before a final Softmax or
-    Sigmoid, `stepped_over`), the axis of its classes, the inputs, and the nodes on the way, in the graph's order."""
+    Sigmoid, `stepped_over`), how that is counted, the inputs, and the nodes on the way, in the graph's order."""
 
     output: Tensor
     score: Tensor
     stepped_over: list[gs.Node]
-    class_axis: int
+    counting: Counting
     inputs: list[Tensor]
     nodes: list[gs.Node]
+    notes: list[str]
+
+    @property
+    def class_axis(self) -> int | None:
+        """The axis of the classes, in the shape of the output; None where there is none, or nobody knows."""
+        return self.counting.class_axis
 
 
 def select(
@@ -36,8 +46,11 @@ def select(
     class_axis: int | None,
     through_softmax: bool,
     opset: int,
+    moved: bool = True,
 ) -> Selection:
     """Find what is explained, and with respect to what.
+
+    `moved`: whether the score is counted in the shape that it has behind the activation that is stepped over.
 
     Raises UsageError for unknown names, ModelError where nothing can be explained, UnsupportedOperators with every
     node on the way that has no rule.
@@ -45,8 +58,11 @@ def select(
     wanted = input_tensors(graph, model, inputs)
     output = _output(graph, wanted, score)
     inner = not any(output is t for t in graph.outputs)  # named by the user, and meant
-    explained, stepped, axis = (output, [], None) if through_softmax or inner else seed.step_over(output)
+    final = final_activation(output)
+    over = None if final is None or through_softmax or inner or final.picks is not None else final
+    explained = output if over is None else over.score
     _check_score(explained)
+    notes = _notes(output, final, through_softmax or inner)
     nodes = differentiate.path(graph, wanted, explained)
     obstacles = differentiate.missing(differentiate.with_branches(nodes, wanted), opset)
     if obstacles:
@@ -59,9 +75,40 @@ def select(
             f"the score {explained.name!r} does not depend on {', '.join(unreached)} by differentiable steps, so there "
             "is nothing to explain there. Choose another tensor with --score NAME or another input with --input NAME."
         )
-    if class_axis is None:
-        class_axis = 1 if axis is None else axis
-    return Selection(output, explained, stepped, class_axis, reached, nodes)
+    moves = over.moves if over is not None and moved else []
+    counted = output if moves else explained
+    made = _counting(graph, model, counted, final, class_axis)._replace(moves=moves)
+    stepped = [] if over is None else [over.activation]
+    return Selection(output, explained, stepped, made, reached, nodes, notes)
+
+
+def _counting(
+    graph: gs.Graph, model: ModelProto, counted: Tensor, final: Final | None, class_axis: int | None
+) -> Counting:
+    """How a tensor is counted: the score, or the output that shows its values behind a final activation."""
+    inputs = real_inputs(graph, model)
+    axes = Axes(graph, inputs)
+    if final is not None and final.class_axis is not None:
+        behind = [] if counted is final.score else [final.activation, *final.behind]
+        holds = axes.with_classes(final.score, final.class_axis, behind)
+    else:
+        holds = axes.of.get(id(counted))
+    if holds is None:
+        holds = [(Part(UNKNOWN, size_of(d)),) for d in counted.shape]
+    batched = [x for x in inputs if x.shape and id(x) not in axes.unbatched]
+    made = counting(counted.name, counted.shape, holds, class_axis, [x.shape[0] for x in batched])
+    return made._replace(unbatched=not batched)
+
+
+def _notes(output: Tensor, final: Final | None, as_it_is: bool) -> list[str]:
+    """What must be said about a final activation that is not stepped over, although the user did not ask for that."""
+    if as_it_is or final is None or final.picks is None:
+        return []
+    return [
+        f"the final {final.activation.op} is not stepped over, since {final.picks.op} {final.picks.name!r} behind it "
+        f"takes some of its values only: {output.name!r} is explained as it is. To explain the score before it, use "
+        f"--score {final.score.name}."
+    ]
 
 
 def methods(names: str | Sequence[str]) -> list[str]:

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from gbprewrite import graft, heatmaps, reference, report
+from gbprewrite.class_axis import classes_second, samples_first
 from gbprewrite.convert import convert
 from gbprewrite.errors import DataError
+from gbprewrite.final_activation import take_out
 from gbprewrite.protos import copied
 from gbprewrite.runtime import arrays
 from gbprewrite.runtime.explainer import slots_of
@@ -66,10 +68,17 @@ class Trial:
         self.feeds = {**self.own, **self._runtime_input(), **self._noise()}
 
     @cached_property
+    def score_name(self) -> str:
+        """The output of `scored` that has the score, in the shape in which it is counted."""
+        return str(self.record["output" if self.record["moved"] else "score"])
+
+    @cached_property
     def scored(self) -> ModelProto:
-        """The source with the score among its outputs."""
+        """The source with the score among its outputs; in place of an output that moves it behind an activation."""
         model = copied(self.source)
-        if self.record["score"] not in {o.name for o in model.graph.output}:
+        if self.record["moved"]:
+            take_out(model, self.record["output"], self.record["score"])
+        elif self.record["score"] not in {o.name for o in model.graph.output}:
             model.graph.output.append(onnx.ValueInfoProto(name=self.record["score"]))
         return model
 
@@ -91,7 +100,7 @@ class Trial:
             drawn = {s.name: self._random(s, shapes[s.name]) for s in self.slots if s.name in shapes}
             feeds = arrays.fit({**given, **drawn}, self.slots)
             try:
-                score = session.run(feeds, [self.record["score"]])[self.record["score"]]
+                score = session.run(feeds, [self.score_name])[self.score_name]
             except DataError as error:
                 failure = str(error)
                 continue
@@ -124,8 +133,12 @@ class Trial:
             return {name: np.asarray(self.given[name])}
         if name == self.record["seed_name"]:
             return {name: self.rng.normal(size=self.score.shape).astype(self.score.dtype)}
-        classes = self.score.shape[self.record["class_axis"]]
-        return {name: np.asarray(self.rng.integers(classes, size=self.score.shape[0]))}
+        samples, classes = self._counted(self.score).shape[:2]
+        return {name: np.asarray(self.rng.integers(classes, size=samples))}
+
+    def _counted(self, values: Array) -> Array:
+        """A view [samples, classes, ...] of the score's values."""
+        return classes_second(values, self.record["batch_axis"], self.record["class_axis"])
 
     def _noise(self) -> Feeds:
         """SmoothGrad's noise and baselines: what was given, or random numbers."""
@@ -148,11 +161,11 @@ class Trial:
             self.source,
             "gradient",
             self.record["target"],
-            score=self.record["score"],
+            score=self.score_name,
             inputs=list(dict.fromkeys(m["input"] for m in self.record["maps"])),
             class_axis=self.record["class_axis"],
             channels=self.record["options"].get("channels"),
-            through_softmax=True,  # the record names the score itself
+            through_softmax=not self.record["moved"],  # else the record names the score itself
             prefix=first["output"].removesuffix(ending),
         )
 
@@ -161,14 +174,18 @@ class Trial:
         shape = self.score.shape
         if index is None:
             return np.asarray(self.feeds[self.record["seed_name"]], np.float64)
-        if len(shape) < 2:
-            return np.ones(shape)
         dy = np.zeros(shape)
         target = parse(self.record["target"])
         if target.one_unit:
+            units = samples_first(dy, self.record["batch_axis"])
             for k, places in enumerate(np.moveaxis(index, 1, 0) if target.many else [index]):
-                dy[(np.arange(shape[0]), *places.T)] += weights[k]
+                units[(np.arange(len(units)), *places.T)] += weights[k]
             return dy
+        classes = self._counted(dy)
+        samples = np.arange(len(classes))
+        for k, column in enumerate(index.reshape(len(classes), -1).T):
+            classes[samples, column] += weights[k]
+        return dy
         classes = np.moveaxis(dy, self.record["class_axis"], 1)  # a view
         for k, column in enumerate(index.reshape(shape[0], -1).T):
             classes[np.arange(shape[0]), column] += weights[k]
@@ -204,7 +221,7 @@ class Double:
 
     def __init__(self, trial: Trial) -> None:
         """Run the models; `why` is set when that is too slow, or stops, or the score is not onnxruntime's."""
-        self.name, self.why = trial.record["score"], ""
+        self.name, self.why = trial.score_name, ""
         gradient_model = trial.gradient_model
         try:
             self._forward = reference.evaluator(reference.in_float64(trial.scored))

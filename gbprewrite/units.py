@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from gbprewrite.class_axis import Counting, words
 from gbprewrite.errors import UsageError
 from gbprewrite.lowering import Builder
 from gbprewrite.shapes import Dim
@@ -17,22 +18,25 @@ if TYPE_CHECKING:
 
 class Seeds(NamedTuple):
     """`cotangents` of the score, one for each class; `indices` as they go out; `in_range` bool [N] where that must be
-    asked at run time; `inputs` that the graph gains; `many` when the maps get an axis of classes."""
+    asked at run time; `inputs` that the graph gains; `many` when the maps get an axis of classes; `unbatched` when the
+    model's inputs have no axis of samples."""
 
     cotangents: list[Tensor]
     indices: Tensor | None
     in_range: Tensor | None
     inputs: list[gs.Variable]
     many: bool = False
+    unbatched: bool = False
 
 
 class Classes(NamedTuple):
-    """The classes of a score: their axis, their number where the graph fixes it, and those that are looked at where a
-    target searches (None: all of them)."""
+    """The classes of a score with the samples first: their axis, their number where the graph fixes it, how the score
+    is counted, and those that are looked at where a target searches (None: all of them)."""
 
     score: Tensor
     axis: int
     number: Dim
+    counting: Counting
     subset: Sequence[int] | None = None
 
     @property
@@ -70,20 +74,22 @@ def for_every_sample(op: Builder, score: Tensor, numbers: Any, several: bool) ->
     return made
 
 
-def unit(op: Builder, score: Tensor, target: "Target") -> Seeds:
+def unit(op: Builder, score: Tensor, target: "Target", counting: Counting) -> Seeds:
+    """The unit at a position of a score with the samples first."""
     rank = len(score.shape)
     if len(target.numbers) != rank - 1:
         raise UsageError(
-            f"--target {target.text}: names {len(target.numbers)} coordinates, the score {score.name!r} of shape "
-            f"{score.shape} needs {rank - 1} behind the batch."
+            f"--target {target.text}: names {len(target.numbers)} coordinates, the score {counting.name!r} of shape "
+            f"{words(counting.shape)} needs {rank - 1}, one for each axis but that of the samples."
         )
     in_range: Tensor | None = None
     batch_size = op.dim(score, 0)
     for axis, number in enumerate(target.numbers, 1):
         size = op.dim(score, axis)
         if isinstance(size, int) and number >= size:
+            at = counting.order()[axis - (counting.batch_axis is None)]
             raise UsageError(
-                f"--target {target.text}: out of range, axis {axis} of the score {score.name!r} has {size} positions."
+                f"--target {target.text}: out of range, axis {at} of the score {counting.name!r} has {size} positions."
             )
         if not isinstance(size, int):
             inside = op.Less(op.constant(np.array([number], np.int64)), size)
@@ -141,14 +147,14 @@ def strongest_places(op: Builder, classes: Classes, target: "Target") -> Seeds:
     detector's anchor counts. Where values are equal the first position comes first (TopK says so), and at one position
     the first class.
     """
-    score, (count,) = classes.score, target.numbers
+    score, counting, (count,) = classes.score, classes.counting, target.numbers
     others = [a for a in range(1, classes.rank) if a != classes.axis]
     sizes = [op.dim(score, a) for a in others]
     places = op.product(sizes)
     if isinstance(places, int) and count > places:
         raise UsageError(
-            f"--target {target.text}: the score {score.name!r} of shape {score.shape} has {places} "
-            f"position{'s' * (places != 1)} beside its class axis {classes.axis}, so K is at most {places}."
+            f"--target {target.text}: the score {counting.name!r} of shape {words(counting.shape)} has {places} "
+            f"position{'s' * (places != 1)} beside its class axis {counting.class_axis}, so K is at most {places}."
             + (" For the K highest classes use --target topk:K." if places == 1 else "")
         )
     searched = classes.looked_at(op, score)

@@ -279,7 +279,7 @@ def _derivatives(trial: Trial, double: Double) -> Iterator[Check]:
 
 def _single_score(session: Session, trial: Trial, feeds: Mapping[str, Array]) -> Array:
     cast = {name: a.astype(trial.own[name].dtype) for name, a in feeds.items()}
-    return np.asarray(session.run(cast, [trial.record["score"]])[trial.record["score"]], np.float64)
+    return np.asarray(session.run(cast, [trial.score_name])[trial.score_name], np.float64)
 
 
 class _Differences:

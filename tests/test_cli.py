@@ -85,7 +85,8 @@ class TestConvert:
         made = modelfile.load(path)
         for words in (
             f"wrote        {path}",
-            "explains     logits, the score before Softmax_8 of probabilities, class axis 1",
+            "explains     logits, the score before Softmax_8 of probabilities",
+            "             class axis 1: the final Softmax runs along it",
             f"nodes        9 before, {len(made.graph.node)} after",
             "rectifiers   2 Relu rewritten",
             "pools        1 MaxPool, 1 GlobalAveragePool",

@@ -181,7 +181,7 @@ NO_CONV = model("g (float[N, 3, 4] x) => (float[N, 3, 4] y) { y = Relu (x) }")
         (network(), {"forms": "overlay", "heatmap_dtype": "float"}, UsageError, "--heatmap-dtype is for --as heatmap"),
         (network(), {"forms": "heatmap", "colormap": "gray"}, UsageError, "--colormap is for --as overlay"),
         (VECTOR, {"forms": "heatmap"}, ModelError, r"--as heatmap needs maps of images.*\['N', 8\]"),
-        (NO_CONV, {"forms": "heatmap", "score": "y"}, ModelError, "which axis of the input 'x'"),
+        (NO_CONV, {"forms": "heatmap", "class_axis": 1}, ModelError, "which axis of the input 'x'"),
     ],
 )
 def test_what_can_not_be_is_one_clear_error(source: Any, options: dict[str, Any], error: Any, words: str) -> None:

@@ -93,7 +93,9 @@ def test_what_argmax_topk_and_strongest_look_at(channels: str | None) -> None:
 
 def test_equal_values_give_the_first_position_and_the_first_class() -> None:
     source = model("g (float[N, 2, 2, 2] x) => (float[N, 2, 2, 2] y) { y = Identity (x) }")
-    found = run(gbprewrite.convert(source, "gradient", "strongest:3"), x=np.ones((1, 2, 2, 2), np.float32))
+    found = run(
+        gbprewrite.convert(source, "gradient", "strongest:3", class_axis=1), x=np.ones((1, 2, 2, 2), np.float32)
+    )
     np.testing.assert_array_equal(found["explained_index"], [[[0, 0, 0], [0, 0, 1], [0, 1, 0]]])
 
 

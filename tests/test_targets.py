@@ -203,7 +203,7 @@ def test_units_of_dynamic_sizes() -> None:
 
 def test_a_channel_beyond_a_dynamic_number_is_nan() -> None:
     text = "g (float[N, C, 4, 4] x) => (float[N, C, 4, 4] y) { y = Relu (x) }"
-    built = gbprewrite.convert(model(text), "gradient", "channel:3")
+    built = gbprewrite.convert(model(text), "gradient", "channel:3", class_axis=1)
     assert np.isnan(run(built, x=normal(2, 3, 4, 4))["x_gradient"]).all()
     assert np.isfinite(run(built, x=normal(2, 4, 4, 4))["x_gradient"]).all()
     with pytest.raises(gbprewrite.DataError, match="the target does not exist"):

@@ -180,8 +180,8 @@ WRONG_CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "no channel": ({"channels": []}, "one channel at least"),
     "channel": ({"channels": [0, 4, 9]}, "--channels 4,9: out of range.*'b' has 4 channels .*0 to 3"),
     "layer": ({"layer": "Rleu_1"}, "Did you mean Relu_1"),
-    "axis": ({"class_axis": 4}, "no axis 4 of channels"),
-    "batch": ({"class_axis": 0}, "no axis 0 of channels"),
+    "axis": ({"class_axis": 4}, r"--class-axis 4: the score 'b' has shape \[N, 4, 12, 12\]"),
+    "batch": ({"class_axis": 0}, "--class-axis 0.*axis 0 is the batch, so choose 1 to 3"),
     "count": ({"count": 0}, "one image"),
 }
 
@@ -195,7 +195,7 @@ def test_wrong_calls(name: str) -> None:
 
 def test_a_layer_without_channels() -> None:
     text = "g (float[N, 3, 12, 12] x) => (float[] y) { r = Relu (x) y = ReduceSum <keepdims = 0> (r) }"
-    with pytest.raises(UsageError, match=r"'y' of shape \[\] has no axis 1 of channels"):
+    with pytest.raises(UsageError, match=r"'y' of shape \[\] has no axis that is known to hold channels"):
         TopImages(model(text), "y", [0], preprocessing=UNIT, providers="cpu")
 
 

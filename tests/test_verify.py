@@ -69,7 +69,7 @@ def test_several_inputs() -> None:
         s = Mul (a, b)
         y = Relu (s)
     }"""
-    found = gbprewrite.verify(gbprewrite.convert(model(text), "gradient"), providers="cpu")
+    found = gbprewrite.verify(gbprewrite.convert(model(text), "gradient", class_axis=1), providers="cpu")
     assert found.inputs == {"a": [2, 3, 64, 64], "b": [2, 3, 64, 64]}
     assert [c.name for c in found.checks[3:5]] == ["directional derivatives of a", "directional derivatives of b"]
     assert found.ok

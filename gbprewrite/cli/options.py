@@ -68,7 +68,11 @@ LAYER = (
     click.option("--unit", metavar="C,H,W", help="Explain the unit at this position: a number for each axis."),
 )
 CLASS_AXIS = click.option(
-    "--class-axis", type=int, metavar="AXIS", help="The axis of the classes. Default: 1, or a final Softmax's axis."
+    "--class-axis",
+    type=int,
+    metavar="AXIS",
+    help="The axis of the classes, in the shape of the output. Default: worked out from a final Softmax or the node "
+    "that makes the logits; the report says which, and why.",
 )
 CHANNELS = click.option(
     "--channels",

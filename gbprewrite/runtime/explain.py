@@ -17,7 +17,9 @@ from onnx import ModelProto
 from PIL import Image
 
 from gbprewrite import embedded, evidence, modelfile, policies, report, seed
+from gbprewrite.class_axis import classes_second, samples_first
 from gbprewrite.errors import DataError, UsageError
+from gbprewrite.final_activation import source_of
 from gbprewrite.preprocessing import Options, Preprocessing, plan
 from gbprewrite.runtime import arrays, images
 from gbprewrite.runtime import pictures as drawing
@@ -174,12 +176,12 @@ class PhotoExplainer:
         output = explanation.outputs.get(self.explainer.record["output"])
         if output is None or self._inner:
             return None, self._meaning
-        sample, meaning = output[0], self._meaning
-        if sample.size == max(sample.shape, default=1):  # [C], [C,1,1], or [1,1,C] of channels last
-            values = sample.ravel()
-        else:
-            axis = (self.explainer.record["class_axis"] or 1) % output.ndim - 1
-            values = np.moveaxis(sample, axis, 0).reshape(sample.shape[axis], -1).sum(axis=1)
+        record, meaning = self.explainer.record, self._meaning
+        if not record["class_axis_reason"]:  # nobody knows, and nobody had to
+            return None, meaning
+        sample = classes_second(output, record["batch_axis"], record["class_axis"])[0]
+        values = sample.reshape(len(sample), -1).sum(axis=1)
+        if sample.size > len(sample):
             meaning = f"{meaning} summed over the positions"
         check_number(self.labels, len(values))
         return values.astype(np.float64), meaning
@@ -207,7 +209,8 @@ class PhotoExplainer:
         record = self.explainer.record
         name, meaning = (record["score"], "activation") if self._inner else (record["output"], self._meaning)
         values = explanation.outputs.get(name)  # a file of nothing but maps has none
-        value = float(values[0][index]) if values is not None and values.ndim == len(index) + 1 else None
+        sample = None if values is None else samples_first(values, record["batch_axis"])[0]
+        value = float(sample[index]) if sample is not None and sample.ndim == len(index) else None
         return ClassScore(index, None, value, meaning, record["score"] if self._inner else None)
 
 
@@ -222,10 +225,7 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def meaning_of(model: ModelProto, output: str) -> str:
     """What the numbers of an output are, from the last operator that is more than a change of shape."""
-    producers = {name: node for node in model.graph.node for name in node.output}
-    node = producers.get(output)
-    while node is not None and node.op_type in seed.MOVED:
-        node = producers.get(node.input[0])
+    node = source_of(model, output)
     return MEANINGS.get(node.op_type, "score") if node is not None else "score"
 
 

@@ -137,12 +137,12 @@ class TopImages:
 
     def _check_channels(self, shape: Sequence[int | str]) -> None:
         rank = len(shape)
-        if rank < 2 or not -rank <= self._axis < rank or self._axis % rank == 0:
+        if rank < 2 or not self._axis or self._explainer.record["batch_axis"] != 0:
             raise UsageError(
-                f"the layer {self.layer!r} of shape {list(shape)} has no axis {self._axis} of channels behind the "
-                "batch. Choose another with --layer NAME or --class-axis AXIS; 'gbprewrite layers MODEL' lists them."
+                f"the layer {self.layer!r} of shape {list(shape)} has no axis that is known to hold channels. Choose "
+                "another with --layer NAME ('gbprewrite layers MODEL' lists them), or say where they are: --class-axis "
+                "AXIS."
             )
-        self._axis %= rank
         number = shape[self._axis]
         beyond = [c for c in self.channels if isinstance(number, int) and not 0 <= c < number]
         if beyond:

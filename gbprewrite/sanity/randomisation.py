@@ -288,8 +288,9 @@ def _classes(converted: ModelProto, wanted: int) -> int:
     record = report.read_record(converted)
     assert record is not None
     graph = view(restore(copied(converted)))
-    score = next(t for n in graph.nodes for t in n.outputs if t.name == record["score"])
-    number = score.shape[record["class_axis"]]
+    counted = record["output" if record["moved"] else "score"]
+    score = next(t for n in graph.nodes for t in n.outputs if t.name == counted)
+    number = 1 if record["class_axis"] is None else score.shape[record["class_axis"]]
     return min(wanted, number) if isinstance(number, int) else wanted
 
 
