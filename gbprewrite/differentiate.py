@@ -10,16 +10,33 @@ import onnx_graphsurgeon as gs
 
 from gbprewrite.errors import Obstacle, UnsupportedOperators
 from gbprewrite.lowering import Builder
-from gbprewrite.quantised import CARRIERS
+from gbprewrite.quantised import CARRIERS, PICKED
 from gbprewrite.rules import NO_GRADIENT, VJP, Rule
 from gbprewrite.shapes import Refused
-from gbprewrite.tensors import Tensor, is_float, is_quantised
+from gbprewrite.tensors import Tensor, is_float, is_integer, is_quantised
 
 if TYPE_CHECKING:
     from gbprewrite.select import Selection
 
 RuleOf = Callable[[gs.Node], Rule]
 INTEGER_SUMS = ("ConvInteger", "MatMulInteger")
+# Operator → positions of its inputs that are indices, sizes or axes where they are integers.
+PLACES = {
+    **dict.fromkeys(
+        (
+            *("Compress", "CumSum", "Expand", "Gather", "GatherElements", "GatherND", "OneHot", "Reshape", "Scatter"),
+            *("ReverseSequence", "ScatterElements", "ScatterND", "Split", "Squeeze", "Tile", "TopK", "Trilu"),
+            *("Unsqueeze", "CenterCropPad", "AffineGrid", "DFT"),
+            *(f"Reduce{kind}" for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum")),
+            "ReduceSumSquare",
+        ),
+        (1,),
+    ),
+    **dict.fromkeys(("Slice", "Resize", "MaxUnpool"), (1, 2, 3, 4)),
+    **dict.fromkeys(("RoiAlign", "TensorScatter"), (2,)),
+    "Pad": (1, 3),
+}
+CASTS = ("Cast", "CastLike")  # of levels into integers of another width
 
 
 def path(graph: gs.Graph, inputs: Sequence[Tensor], score: Tensor) -> list[gs.Node]:
@@ -31,7 +48,7 @@ def _between(nodes: Sequence[gs.Node], inputs: Sequence[Tensor], score: Tensor) 
     reached = {id(t) for t in inputs}
     forward: list[gs.Node] = []
     for node in nodes:
-        if node.op not in NO_GRADIENT and any(id(t) in reached for t in read_by(node)):
+        if node.op not in NO_GRADIENT and any(id(t) in reached for t in _valued(node)):
             carried = [t for t in node.outputs if t.dtype is None or is_float(t) or _stands_for_real(node, t, reached)]
             reached.update(id(t) for t in carried)
             if carried:
@@ -41,8 +58,16 @@ def _between(nodes: Sequence[gs.Node], inputs: Sequence[Tensor], score: Tensor) 
     for node in reversed(forward):
         if any(id(t) in needed for t in node.outputs):
             found.append(node)
-            needed.update(id(t) for t in read_by(node))
+            needed.update(id(t) for t in _valued(node))
     return found[::-1]
+
+
+def _valued(node: gs.Node) -> list[Tensor]:
+    """What a node reads for its numbers: not the integers that only say where or how much of it."""
+    places = PLACES.get(node.op)
+    if places is None:
+        return read_by(node)
+    return [t for i, t in enumerate(node.inputs) if i not in places or t.dtype is None or is_float(t)]
 
 
 def read_by(node: gs.Node) -> list[Tensor]:
@@ -56,14 +81,22 @@ def read_by(node: gs.Node) -> list[Tensor]:
 
 
 def _stands_for_real(node: gs.Node, output: Tensor, reached: set[int]) -> bool:
-    """Whether an integer output is a quantised real number: made by quantising, or handed on from one that was."""
-    if node.op in INTEGER_SUMS:
-        return any(id(t) in reached and is_quantised(t) for t in node.inputs)
-    if not is_quantised(output):
-        return False
+    """Whether an integer output is a quantised real number, or is computed from one.
+
+    So are the numbers that an operator makes of levels: `missing` names those that have no such meaning.
+    """
     if node.op in ("QuantizeLinear", "Saturation"):
-        return True
-    return node.op in CARRIERS and any(id(t) in reached and is_quantised(t) for t in node.inputs)
+        return is_quantised(output)
+    if node.op in CARRIERS and node.op not in CASTS and not is_quantised(output):  # the indices of a TopK
+        return False
+    return is_integer(output) and any(id(t) in reached and is_integer(t) for t in _valued(node))
+
+
+def _computes_with_levels(node: gs.Node) -> bool:
+    """Whether a node on the way makes integers in another manner than by handing on what they stand for."""
+    made = [t for t in node.outputs if t.dtype is not None]
+    handed_on = node.op in ("QuantizeLinear", "Saturation", "If", *CARRIERS)
+    return bool(made) and not handed_on and not any(map(is_float, made))
 
 
 def operands(node: gs.Node, wanted: set[int]) -> list[Tensor]:
@@ -100,7 +133,7 @@ def missing(nodes: Iterable[gs.Node], opset: int) -> list[Obstacle]:
     return [
         Obstacle(n.name, f"{n.domain}::{n.op}" if n.domain else n.op, why(n, opset))
         for n in nodes
-        if n.op not in VJP or n.domain not in (None, "", "ai.onnx")
+        if n.op not in VJP or n.domain not in (None, "", "ai.onnx") or _computes_with_levels(n)
     ]
 
 
@@ -133,6 +166,8 @@ def why(node: gs.Node, opset: int) -> str:
     """The reason for which an operator has no rule."""
     if node.op in REFUSED:
         return REFUSED[node.op]
+    if node.op in VJP and node.domain in (None, "", "ai.onnx"):
+        return "it computes with the levels of quantised numbers; dequantise before it, or use the float model"
     if node.domain not in (None, "", "ai.onnx"):
         return f"a custom operator of the domain {node.domain!r}"
     try:
@@ -241,17 +276,28 @@ class _Walk:
 
 def _apply(op: Builder, node: gs.Node, xs: Sequence[Tensor], rule: Rule, dys: list[Tensor | None]) -> Sequence[Any]:
     inputs = [t if t.name else None for t in xs]
+    outputs = list(node.outputs)
+    if node.op in PICKED:  # their rules compare and copy numbers; levels of one scale compare like these
+        like = next(dy for dy in dys if dy is not None)
+        inputs, outputs = ([_as_number(op, node.op, t, like) for t in ts] for ts in (inputs, outputs))
     attributes = attributes_of(node, op.opset)
     names = _keywords(VJP[node.op].formula)
     if names is not None:
         attributes = {k: v for k, v in attributes.items() if k in names}
     if rule.all_outputs:
-        made = rule.formula(op, dys, node.outputs, *inputs, **attributes)
+        made = rule.formula(op, dys, outputs, *inputs, **attributes)
     elif dys[0] is None:
         raise Refused("only its further outputs are used, and these have no gradient rule")
     else:
-        made = rule.formula(op, dys[0], node.outputs[0], *inputs, **attributes)
+        made = rule.formula(op, dys[0], outputs[0], *inputs, **attributes)
     return made if isinstance(made, tuple) else (made,)
+
+
+def _as_number(op: Builder, operator: str, tensor: Tensor | None, like: Tensor) -> Tensor | None:
+    """Levels as numbers of the cotangent's type; anything else as it is."""
+    if tensor is None or operator in CASTS or not is_quantised(tensor):
+        return tensor
+    return op.shaped_like(op.cast_to(tensor, like), tensor)
 
 
 @functools.cache

@@ -19,6 +19,8 @@ from onnx import TensorProto
 
 from gbprewrite.errors import UsageError
 from gbprewrite.idioms import RAISED, RAMP
+from gbprewrite.qlinear import operands
+from gbprewrite.quantised import STAND_INS, is_weight
 from gbprewrite.rules import VJP, Formula, Rule
 from gbprewrite.rules.pooling import SWITCHLESS
 from gbprewrite.shapes import Refused, constant_of, fixed
@@ -171,6 +173,7 @@ def nonlinearity(node: gs.Node) -> Nonlinearity | None:
         hidden = node.attrs["bottom"] == "relu"
         return Nonlinearity(node, f"ReLU in {kind}" if hidden else kind, "rectifier" if hidden else "other")
     name = f"{kind} as {spelling}" if spelling else kind
+    kind = kind.removeprefix("QLinear")
     if kind in RECTIFIERS:
         return Nonlinearity(node, name, "rectifier")
     if kind in GATES and is_gate(node):
@@ -195,9 +198,9 @@ def is_gate(node: gs.Node) -> bool:
             if id(consumer) in seen:
                 continue
             seen.add(id(consumer))
-            if consumer.op == "Mul" and not any(isinstance(t, gs.Constant) for t in consumer.inputs):
+            if consumer.op in ("Mul", "QLinearMul") and not any(is_weight(t) for t, *_ in operands(consumer)):
                 return True
-            if consumer.op in MOVES:
+            if consumer.op in MOVES or consumer.op in STAND_INS:
                 todo += consumer.outputs
     return False
 

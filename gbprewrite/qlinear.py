@@ -26,6 +26,20 @@ QLINEAR = {
     "QLinearLeakyRelu": (3, 4),
     "QLinearConcat": (0, 1),
 }
+# QLinear operator → positions of its operands' levels; scale and zero point stand behind each.
+OPERANDS = {
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul", "QGemm"), (0, 3)),
+    **dict.fromkeys(("QLinearGlobalAveragePool", "QLinearAveragePool", "QLinearSigmoid", "QLinearLeakyRelu"), (0,)),
+}
+
+
+def operands(node: Any) -> list[tuple[Any, ...]]:
+    """What a node of the view computes with: each operand, and of a QLinear operator's its scale and zero point too."""
+    if node.op == "QLinearConcat":
+        return [tuple(node.inputs[i : i + 3]) for i in range(2, len(node.inputs), 3)]
+    if node.op in OPERANDS:
+        return [tuple(node.inputs[i : i + 3]) for i in OPERANDS[node.op]]
+    return [(t,) for t in node.inputs if t.name]
 
 
 def real(op: Any, operator: str, *inputs: Any, **attributes: Any) -> Any:

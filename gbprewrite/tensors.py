@@ -36,6 +36,11 @@ def is_float(tensor: Tensor) -> bool:
     )
 
 
+def is_integer(tensor: Tensor) -> bool:
+    """Whether the elements are integers of any width, and no Booleans."""
+    return tensor.dtype is not None and (is_quantised(tensor) or numpy_dtype(tensor).kind in "iu")
+
+
 def is_quantised(tensor: Tensor) -> bool:
     """Whether the element type is one that quantised values have: 4, 8 or 16 bits."""
     return tensor.dtype is not None and onnx_type(tensor) in (

@@ -40,9 +40,10 @@ def view(model: ModelProto, around: Mapping[str, gs.Tensor] | None = None, rearr
         node.name = node.name or f"{node.op}_{i}"
     if around is not None:
         share(graph, around)
-    quantised.prepare(graph, graph.outputs if around is None else [])
+    quantised.split(graph)
     open_branches(skeleton, graph, around or {})
     raise_idioms(graph)
+    quantised.mark(graph, graph.outputs if around is None else [])
     if rearrange:
         nest_concatenations(graph)
         absorb_padding(graph)

@@ -7,7 +7,9 @@ import math
 
 import numpy as np
 
+from gbprewrite.quantised import scale_of
 from gbprewrite.rules import vjp
+from gbprewrite.shapes import Refused
 from gbprewrite.tensors import HALF, is_float, numpy_dtype, onnx_type
 
 
@@ -222,8 +224,15 @@ def identity(op, dy, y, x, *ratio_and_mode):
 
 @vjp("Cast", "CastLike")
 def cast(op, dy, y, x, *like):
-    """dx = dy, cast back to the type of x"""
-    return op.Cast(dy, to=onnx_type(x)) if is_float(x) else dy  # between quantised types the value stays
+    """dx = dy, cast back to the type of x; dx = dy / scale where levels become plain numbers"""
+    if is_float(x):
+        return op.Cast(dy, to=onnx_type(x))
+    if not is_float(y):  # between quantised types the value stays
+        return dy
+    scale = scale_of(x)
+    if scale is None:
+        raise Refused("it makes plain numbers of quantised ones, whose scale is not one number")
+    return op.Div(dy, op.cast_to(scale, dy))
 
 
 def zero(like):

@@ -40,7 +40,7 @@ def quantize_linear(op, dy, y, x, scale, zero_point=None, *, axis, block_size=0,
 
 
 @vjp("Saturation")
-def saturation(op, dy, y, x, *, bottom="closed", zero_point=None):
+def saturation(op, dy, y, x, *, bottom="closed"):
     """dx = dy inside the representable range, 0 where y saturates; dy for a score given out"""
     # The level alone does not tell a value that rounds to the end of the range from one that lies beyond it.
     made = x.inputs[0]
