@@ -87,6 +87,7 @@ def conversion_facts(source: Path, path: Path, model: ModelProto) -> Row:
         "new_outputs": [row for row in outputs if row["name"] in gained],
         "bytes": {"before": _bytes(source), "after": _bytes(path)},
         "flaw": record["flaw"],
+        "head": record["head"],
         "preprocessing": record["preprocessing"],
         "cam_layer": record["cam_layer"],
         "next": _next(path, source, record, [row for row in inputs if row["name"] not in drawn]),

@@ -13,6 +13,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from gbprewrite import (
     companions,
+    detections,
     differentiate,
     embedded,
     heatmaps,
@@ -216,6 +217,8 @@ def _converted(
     declare_outputs(result, graph)
     moved = wanted.kind != "seed"  # which is shaped like the score itself
     chosen = select.select(graph, result, score, inputs, class_axis, through_softmax, opset_of(result), moved)
+    head = detections.find(graph, select.real_inputs(graph, result), chosen, wanted, channels)
+    chosen = detections.counted(chosen, head, class_axis)
     everywhere = list(differentiate.with_branches(chosen.nodes, chosen.inputs))
     found, marked = select.rectifiers(everywhere, methods, rectify)
     layer = companions.layer_for(graph, chosen, methods, settings.methods)
@@ -253,6 +256,7 @@ def _converted(
     record = report.record(result, added, chosen, methods, wanted, names, maps, found, marked)
     rows = [{"kind": g.kind, "input": g.input, "name": g.name} for g in given]
     record |= {"cam_layer": layer and layer.tensor.name, "given": rows, "embedded": None, "preprocessing": None}
+    record["head"] = head.to_json()
     if made_of is not None:
         record["preprocessing"] = embedded.facts(made_of)
     if settings.embed and made_of is not None:

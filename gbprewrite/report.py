@@ -28,6 +28,12 @@ KEY = "gbprewrite"  # of the record in the file's metadata_props
 Record = Mapping[str, Any]
 # What a record holds, and of what types; a file in which it does not was changed by other hands.
 TREATMENT = {"node": str, "operator": str, "kind": str, "role": str, "rules": dict}
+PART = {"start": int, "stop": int, "role": str, "why": str}
+BOXES = {"output": str, "axis": int, "start": int, "corners": str | None}
+HEAD: dict[str, Any] = {
+    **{"axis": int | None, "selected": str, "labels": str | None},
+    **{"parts": [PART], "boxes": {**BOXES, OR_NOTHING: None}},
+}
 SHAPE: dict[str, Any] = {
     **dict.fromkeys(("version", "target", "output", "score"), str),
     **dict.fromkeys(("target_name", "seed_name", "explained_index_name", "cam_layer", "flaw"), str | None),
@@ -43,6 +49,7 @@ SHAPE: dict[str, Any] = {
     "maps": [{"input": str, "method": str, "form": str, "output": str}],
     "embedded": {"input": str, "name": str, "nodes": int, "initializers": int, OR_NOTHING: None},
     "preprocessing": {"text": str, "facts": [str], "guesses": [str], OR_NOTHING: None},
+    "head": {**HEAD, OR_NOTHING: None},
     "given": [{"kind": str, "input": str, "name": str}],
     "pools": [{"node": str, "operator": str, "rule": str}],
     "added": {"nodes": int, "initializers": int},

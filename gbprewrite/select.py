@@ -7,7 +7,7 @@ from typing import NamedTuple
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from gbprewrite import differentiate, policies, seed
+from gbprewrite import detections, differentiate, policies, seed
 from gbprewrite.axes import Axes
 from gbprewrite.branches import names_inside
 from gbprewrite.class_axis import Counting, counting
@@ -178,7 +178,8 @@ def _output(graph: gs.Graph, inputs: Sequence[Tensor], name: str | None) -> Tens
             "Choose an inner tensor with --score NAME."
         )
     if len(able) > 1:
-        raise UsageError(f"{len(able)} outputs could be explained: {listing}. Choose one with --score NAME.")
+        said = detections.advice(graph, able)
+        raise UsageError(f"{len(able)} outputs could be explained: {listing}. Choose one with --score NAME.{said}")
     return able[0]
 
 

@@ -1,0 +1,265 @@
+"""What a detector's user means: what is said or asked where a target may meet its boxes, where these stand, and which
+output holds its class scores."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import onnx_graphsurgeon as gs
+
+from gbprewrite import subset
+from gbprewrite.errors import UsageError
+from gbprewrite.heads import (
+    CHOSEN_FROM,
+    IN_WORDS,
+    MOVED,
+    SCORING,
+    Head,
+    behind_scoring,
+    beside,
+    dependent,
+    node_in_words,
+    recognise,
+)
+from gbprewrite.idioms import producer
+from gbprewrite.seed import Target
+from gbprewrite.shapes import fixed
+from gbprewrite.tensors import Tensor, is_float
+
+if TYPE_CHECKING:
+    from gbprewrite.select import Selection
+
+FAR = 1000  # nodes behind an output that are looked at for its class scores
+
+
+class Boxes(NamedTuple):
+    """Where the boxes of a score's positions stand: channels start to start + 4 along an axis of an output; `corners`
+    as in `heads.Head`."""
+
+    output: str
+    axis: int
+    start: int
+    corners: str | None
+
+
+class Found(NamedTuple):
+    """What is known of a score as a detector's: its parts (one only where it is no mixed head), its boxes, the operator
+    that selected the boxes that are left (empty where all are), the output that names the classes of these, and what
+    must be said of the target."""
+
+    head: Head | None
+    boxes: Boxes | None
+    selected: str
+    labels: str | None
+    notes: list[str]
+
+    def to_json(self) -> dict[str, Any] | None:
+        """Plain types for the record; None where the score is no detector's."""
+        if self.head is None and self.boxes is None:
+            return None
+        return {
+            "axis": self.head.axis if self.head else None,
+            "parts": [part._asdict() for part in self.head.parts] if self.head else [],
+            "boxes": self.boxes and self.boxes._asdict(),
+            "selected": self.selected,
+            "labels": self.labels,
+        }
+
+
+def find(graph: gs.Graph, inputs: Sequence[Tensor], chosen: "Selection", target: Target, channels: str | None) -> Found:
+    """Look at the score that was chosen. Raises UsageError for a target that would search coordinates unasked."""
+    score = chosen.output
+    depends = dependent(graph, inputs, score)
+    head = recognise(score, depends)
+    if head is None and chosen.score.shape == score.shape:
+        head = recognise(chosen.score, depends)
+    is_output = any(score is t for t in graph.outputs)
+    if head is not None and head.mixed and is_output and target.searches and channels is None:
+        raise UsageError(question(head, score))
+    by = selected(score) if score.shape is not None and len(score.shape) == 1 else ""
+    if by and target.kind in ("argmax", "topk"):
+        raise UsageError(
+            f"the score {score.name!r} {_words(score.shape)} holds one score for each box that {by} left, and the "
+            f"target {target.text} is for classes. Say which box is meant: --target strongest for the surest, "
+            "strongest:3 for the first three, or unit:2 for the third."
+        )
+    said = [] if head is None else notes(head, target, channels, int(score.shape[head.axis]), chosen.class_axis)
+    return Found(head, _boxes(graph, inputs, chosen, head), by, _labels(graph) if by else None, said)
+
+
+def counted(chosen: "Selection", found: Found, class_axis: int | None) -> "Selection":
+    """The selection as its head is counted, unless the user said how: classes along the axis of the parts; the scores
+    of selected boxes as those of one sample, each a position."""
+    made, notes_ = chosen.counting, [*chosen.notes, *found.notes]
+    if found.selected:
+        why = f"its values are those of the boxes that {found.selected} left"
+        made = made._replace(batch_axis=None, class_axis=None, why=why, question="")
+    elif found.head is not None and class_axis is None and made.class_axis != found.head.axis:
+        made = made._replace(class_axis=found.head.axis, why="its parts lie along it", question="")
+    return chosen._replace(counting=made, notes=notes_)
+
+
+def _boxes(graph: gs.Graph, inputs: Sequence[Tensor], chosen: "Selection", head: Head | None) -> Boxes | None:
+    if head is not None:
+        parts = head.of("boxes")
+        found = len(parts) == 1 and head.mixed
+        return Boxes(chosen.output.name, head.axis, parts[0].start, head.corners) if found else None
+    made = beside(graph, chosen.output, chosen.class_axis)
+    if made is None:
+        return None
+    known = recognise(made, dependent(graph, inputs, made))
+    axis = max(a for a, d in enumerate(made.shape) if d == 4)
+    return Boxes(made.name, axis, 0, known.corners if known else None)
+
+
+def _labels(graph: gs.Graph) -> str | None:
+    """The output of class numbers beside scores of selected boxes, [D] both."""
+    found = [t.name for t in graph.outputs if not is_float(t) and t.shape is not None and len(t.shape) == 1]
+    return found[0] if len(found) == 1 else None
+
+
+def question(head: Head, score: Tensor) -> str:
+    """The message of a UsageError, for a target that would search coordinates as well as scores."""
+    sure = head.of("objectness")
+    surest = (
+        f" --target strongest --channels {sure[0].start} explains the surest box by its objectness." if sure else ""
+    )
+    return (
+        f"the score {score.name!r} {list(score.shape)} is a detector's head: along axis {head.axis} {head.text()}. A "
+        f"coordinate is no class, so say what is meant: --target strongest --channels {head.scored} explains the "
+        f"highest class score, --target strongest:3 --channels {head.scored} those of three boxes.{surest} With "
+        "--channels : every channel is looked at."
+    )
+
+
+def notes(head: Head, target: Target, channels: str | None, length: int, class_axis: int | None) -> list[str]:
+    """What must be said of a target that may explain a coordinate, a sentence or none."""
+    if target.kind in ("input", "seed"):
+        scores = "" if not head.scored else f"; class scores are {head.scored}"
+        return [f"{head.text()}{scores}: what is given at run time may be a coordinate"]
+    explained = _explained(head, target, channels, length, class_axis)
+    others = sorted({head.role(c) for c in explained} - {"scores", "objectness"})
+    if not others:
+        return []
+    named = " and ".join(IN_WORDS[role] for role in others)
+    why = "; ".join(part.text() for part in head.parts if part.role in others)
+    found = "is explained" if not target.searches else "may be explained"
+    return [f"target {target.text} on {named}: a coordinate or another value that is no class {found} ({why})"]
+
+
+def _explained(head: Head, target: Target, channels: str | None, length: int, class_axis: int | None) -> Sequence[int]:
+    """The channels of the head that a target explains, or searches."""
+    if target.searches:
+        along = channels is not None and class_axis == head.axis
+        return subset.numbers_of(str(channels), length, "the score") if along else range(length)
+    if target.kind == "unit":
+        at = head.axis - 1
+        return [c for c in target.numbers[at : at + 1] if c < length]
+    if class_axis != head.axis:
+        return range(length)
+    return [c for c in target.numbers if c < length]
+
+
+# --- several outputs ------------------------------------------------------------------------------------------------
+
+
+def advice(graph: gs.Graph, outputs: Sequence[Tensor]) -> str:
+    """Which of several outputs holds class scores, and how they are explained; empty where nothing tells."""
+    scored = {t.name: (t, made) for t in outputs if (made := _made_by(t)) is not None}
+    if len(scored) != 1:
+        return _beside_boxes(outputs) if not scored else ""
+    (score, made), *_ = scored.values()
+    others = ", ".join(t.name for t in outputs if t is not score)
+    said = f" {score.name} holds scores (behind {node_in_words(made)}), {others} none:"
+    logits = _before_selection(score) if selected(score) else None
+    if logits is None:
+        return f"{said} use --score {score.name}{_strongest(score)}."
+    return (
+        f"{said} --score {score.name} --target strongest explains the surest of the boxes that the model's own "
+        f"selection ({selected(score)}) leaves, --target strongest:3 the first three. The class scores of all boxes "
+        f"before it are {logits.name} {_words(logits.shape)}: --score {logits.name} --target strongest."
+    )
+
+
+def _made_by(output: Tensor) -> gs.Node | None:
+    """The Sigmoid or Softmax whose values an output holds, or chooses from."""
+    return behind_scoring(producer(output))
+
+
+def _beside_boxes(outputs: Sequence[Tensor]) -> str:
+    """Class scores without an activation: the one output whose shape is that of boxes but for its last axis."""
+    able = [t for t in outputs if t.shape is not None and len(t.shape) > 2]
+    boxes = [t for t in able if t.shape[-1] == 4]
+    beside = [
+        t for t in able if len(boxes) == 1 and t is not boxes[0] and list(t.shape[:-1]) == list(boxes[0].shape[:-1])
+    ]
+    if len(beside) != 1:
+        return ""
+    return (
+        f" {boxes[0].name} has four values for each position of {beside[0].name}, as boxes have: the class scores are "
+        f"likely --score {beside[0].name}{_strongest(beside[0])}."
+    )
+
+
+def _strongest(score: Tensor) -> str:
+    """The target for a score of many positions."""
+    return " --target strongest" if score.shape is not None and len(score.shape) > 2 else ""
+
+
+def _words(shape: Sequence[Any]) -> str:
+    return f"[{', '.join('?' if d is None or str(d).startswith('unk__') else str(d) for d in shape)}]"
+
+
+def selected(score: Tensor) -> str:
+    """The operator by which a detector chose the boxes whose scores these are: NonMaxSuppression, TopK, NonZero or If;
+    empty where it did not."""
+    todo, seen = [score], {id(score)}
+    found: list[str] = []
+    while todo and len(seen) < FAR:
+        node = producer(todo.pop())
+        if node is None or node.op in SCORING:
+            continue
+        branches = [n.op for a in node.attrs.values() if isinstance(a, gs.Graph) for n in a.nodes]
+        found += [op for op in (node.op, *branches) if op in CHOSEN_FROM]
+        inputs = node.inputs if node.op in MOVED or node.op in (*CHOSEN_FROM, "If", "Cast") else []
+        for t in inputs:
+            if id(t) not in seen:
+                seen.add(id(t))
+                todo.append(t)
+    return next((op for op in CHOSEN_FROM if op in found), "")
+
+
+def _before_selection(score: Tensor) -> Tensor | None:
+    """The class scores of all boxes, from which an output was chosen: the nearest tensor behind the Sigmoid or Softmax
+    that has three axes."""
+    node, behind = producer(score), False
+    for _ in range(FAR):
+        if node is None:
+            return None
+        behind = behind or node.op in SCORING
+        x = node.inputs[0]
+        if behind and x.shape is not None and len(x.shape) > 2 and is_float(x):
+            return _whole(x)
+        if node.op not in (*MOVED, *SCORING):
+            return None
+        node = producer(x)
+    return None
+
+
+def _whole(x: Tensor) -> Tensor:
+    """The scores of all scales, where a tensor holds one scale's part of them."""
+    node = producer(x)
+    while node is not None and node.op in ("Slice", "Split"):
+        x, node = node.inputs[0], producer(node.inputs[0])
+    return x
+
+
+def positions(score: Tensor, class_axis: int | None) -> int | None:
+    """How many positions a score has beside its batch and its classes: a product, or None where it is open."""
+    total = 1
+    for at, size in enumerate(score.shape):
+        if at == 0 or at == class_axis:
+            continue
+        if not fixed(size):
+            return None
+        total *= int(size)
+    return total
