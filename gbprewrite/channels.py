@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import onnx_graphsurgeon as gs
 
-from gbprewrite import policies, select
+from gbprewrite import differentiate, policies, select
 from gbprewrite.errors import ModelError, NoFeatureLayer, UsageError
 from gbprewrite.select import Selection
 from gbprewrite.tensors import Tensor, is_float
@@ -25,13 +25,19 @@ ALIGNED = (
     *("Sum", "Upsample", "Where", *policies.ACTIVATIONS, *policies.RECTIFIERS),
 )
 
+MOST_BESIDE = 8  # branches that are named
+
 
 class FeatureLayer(NamedTuple):
-    """A tensor of feature maps, the axis of its channels, and those of each input, by id()."""
+    """A tensor of feature maps between an input and the score, and the axis of the channels of both.
+
+    `beside` names the last feature maps of branches that reach the score without this layer: its map misses these.
+    """
 
     tensor: Tensor
     channel_axis: int
-    of_inputs: dict[int, int]
+    input_axis: int
+    beside: tuple[str, ...] = ()
 
     @property
     def spatial_axes(self) -> list[int]:
@@ -39,20 +45,51 @@ class FeatureLayer(NamedTuple):
         return [a for a in range(1, len(self.tensor.shape)) if a != self.channel_axis]
 
 
-def feature_layer(graph: gs.Graph, chosen: Selection, name: str | None) -> FeatureLayer:
-    """The named layer, or the last one before the score with more than one position: the one before a global pool.
+def feature_layers(graph: gs.Graph, chosen: Selection, name: str | None) -> list[FeatureLayer]:
+    """Of each input the named layer, or its own last one before the score: the one before a global pool.
 
-    Raises UsageError for a name that is no such layer, ModelError where the model has none or an input of another rank.
+    Raises UsageError for a name that is no such layer, or that an input does not reach; NoFeatureLayer where an input
+    has none, or one of another rank.
     """
     axes = _channel_axes(chosen.nodes)
-    found = _named(graph, chosen, name) if name else _last(chosen, axes)
-    for x in chosen.inputs:
-        if len(x.shape) != len(found.shape):
-            raise NoFeatureLayer(
-                f"Grad-CAM at {found.name!r} {found.shape} gives no map of the input {x.name!r} {x.shape}, which has "
-                "another rank. Choose an input with --input NAME, or a layer with --cam-layer NAME."
-            )
-    return FeatureLayer(found, axes.get(id(found), 1), {id(x): axes.get(id(x), 1) for x in chosen.inputs})
+    named = _named(graph, chosen, name) if name else None
+    return [_layer_of(x, chosen, axes, named) for x in chosen.inputs]
+
+
+def _layer_of(x: Tensor, chosen: Selection, axes: dict[int, int], named: Tensor | None) -> FeatureLayer:
+    nodes = differentiate.between(chosen.nodes, [x], chosen.score)
+    if named is not None and not any(named is t for node in nodes for t in node.outputs):
+        raise UsageError(
+            f"--cam-layer {named.name}: the input {x.name!r} does not reach this layer, so that it has no map there. "
+            "Choose the inputs that do with --input NAME, or leave --cam-layer out: then each input has its own layer."
+        )
+    found = named or _last(nodes, chosen.score, axes)
+    if found is None:
+        raise NoFeatureLayer(
+            "Grad-CAM needs a layer of feature maps (channels and positions, as a convolution makes them), and there "
+            f"is none between the input {x.name!r} and the score {chosen.score.name!r}. Name a tensor with --cam-layer "
+            "NAME, choose another input with --input NAME, or use another --method."
+        )
+    if len(x.shape) != len(found.shape):
+        raise NoFeatureLayer(
+            f"Grad-CAM at {found.name!r} {found.shape} gives no map of the input {x.name!r} {x.shape}, which has "
+            "another rank. Choose an input with --input NAME, or a layer with --cam-layer NAME."
+        )
+    beside = tuple(t.name for t in _beside(nodes, x, found, chosen.score, axes))
+    return FeatureLayer(found, axes.get(id(found), 1), axes.get(id(x), 1), beside)
+
+
+def _beside(
+    nodes: Sequence[gs.Node], x: Tensor, layer: Tensor, score: Tensor, axes: dict[int, int]
+) -> Iterator[Tensor]:
+    """The last feature maps on ways from the input to the score that lead around a layer, the nearest score first."""
+    around: Tensor | None = layer
+    for _ in range(MOST_BESIDE):
+        nodes = differentiate.between([n for n in nodes if not any(around is t for t in n.outputs)], [x], score)
+        around = _last(nodes, score, axes)
+        if around is None:
+            return
+        yield around
 
 
 def channel_axes(chosen: Selection) -> list[int]:
@@ -67,18 +104,15 @@ def channel_axes(chosen: Selection) -> list[int]:
     return [axes[id(x)] for x in chosen.inputs]
 
 
-def _last(chosen: Selection, axes: dict[int, int]) -> Tensor:
-    read = {id(t) for node in chosen.nodes for t in node.inputs}
-    for tensor in (t for node in reversed(chosen.nodes) for t in node.outputs):
-        if id(tensor) in axes and id(tensor) in read and tensor is not chosen.score and _is_spatial(tensor):
+def _last(nodes: Sequence[gs.Node], score: Tensor, axes: dict[int, int]) -> Tensor | None:
+    """Grad-CAM's layer: of the nodes between an input and the score the last feature maps of more than one position."""
+    read = {id(t) for node in nodes for t in node.inputs}
+    for tensor in (t for node in reversed(nodes) for t in node.outputs):
+        if id(tensor) in axes and id(tensor) in read and tensor is not score and _is_spatial(tensor):
             sizes = [s for a, s in enumerate(tensor.shape) if a not in (0, axes[id(tensor)])]
             if any(size != 1 for size in sizes):
                 return tensor
-    raise NoFeatureLayer(
-        f"Grad-CAM needs a layer of feature maps (channels and positions, as a convolution makes them), and there is "
-        f"none between the input and the score {chosen.score.name!r}. Name a tensor with --cam-layer NAME, or use "
-        "another --method."
-    )
+    return None
 
 
 def _named(graph: gs.Graph, chosen: Selection, name: str) -> Tensor:

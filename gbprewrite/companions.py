@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from gbprewrite import differentiate, policies
-from gbprewrite.channels import FeatureLayer, feature_layer
+from gbprewrite.channels import FeatureLayer, feature_layers
 from gbprewrite.errors import UsageError
 from gbprewrite.instances import Instances
 from gbprewrite.lowering import Builder
@@ -64,8 +64,8 @@ BASELINES = ("zeros", "input")
 class Work(NamedTuple):
     """What a method starts from.
 
-    The graph, what is explained, the cotangents of the score, the rectifiers, the settings, Grad-CAM's layer, inputs
-    that the file gains ((kind, input) → tensor), and the model once more for another batch.
+    The graph, what is explained, the cotangents of the score, the rectifiers, the settings, Grad-CAM's layer for each
+    input, inputs that the file gains ((kind, input) → tensor), and the model once more for another batch.
     """
 
     op: Builder
@@ -74,7 +74,7 @@ class Work(NamedTuple):
     seeds: Seeds
     marked: set[int]
     settings: Settings
-    layer: FeatureLayer | None
+    layers: Sequence[FeatureLayer]
     given: Mapping[tuple[str, str], gs.Variable]
     instances: Callable[[], Instances]
 
@@ -98,7 +98,8 @@ def input_x_gradient(work: Work, method: str) -> list[Map]:
 def gradcam(work: Work, method: str) -> list[Map]:
     """relu(Σ over channels of a · mean over positions of da), resized to the input"""
     coarse = _coarse(work)
-    return [_resized(work, coarse, x) for x in work.chosen.inputs]
+    layers = zip(work.chosen.inputs, work.layers, strict=True)
+    return [_resized(work.op, coarse[id(layer.tensor)], layer, x) for x, layer in layers]
 
 
 def guided_gradcam(work: Work, method: str) -> list[Map]:
@@ -109,22 +110,23 @@ def guided_gradcam(work: Work, method: str) -> list[Map]:
     return found
 
 
-def _coarse(work: Work) -> list[Tensor]:
-    """Grad-CAM at the layer, without channels: [N, h, w] for each class."""
-    op, layer = work.op, work.layer
-    assert layer is not None
-    a, nodes = layer.tensor, differentiate.path(work.graph, [layer.tensor], work.chosen.score)
-    (cotangents,) = work.cotangents("gradcam", work.chosen._replace(inputs=[a], nodes=nodes))
-    space, channels = (np.array(axes, np.int64) for axes in (layer.spatial_axes, [layer.channel_axis]))
-    weights = [op.ReduceMean(da, space, keepdims=1) for da in cotangents]
-    return [op.Relu(op.ReduceSum(op.Mul(a, w), channels, keepdims=0)) for w in weights]
+def _coarse(work: Work) -> dict[int, list[Tensor]]:
+    """Grad-CAM at each layer, by its id(), without channels: [N, h, w] for each class."""
+    op, layers = work.op, {id(layer.tensor): layer for layer in work.layers}
+    tensors = [layer.tensor for layer in layers.values()]
+    nodes = differentiate.path(work.graph, tensors, work.chosen.score)
+    found = work.cotangents("gradcam", work.chosen._replace(inputs=tensors, nodes=nodes))
+    made = {}
+    for (key, layer), cotangents in zip(layers.items(), found, strict=True):
+        space, channels = (np.array(axes, np.int64) for axes in (layer.spatial_axes, [layer.channel_axis]))
+        weights = [op.ReduceMean(da, space, keepdims=1) for da in cotangents]
+        made[key] = [op.Relu(op.ReduceSum(op.Mul(layer.tensor, w), channels, keepdims=0)) for w in weights]
+    return made
 
 
-def _resized(work: Work, coarse: Sequence[Tensor], x: Tensor) -> Map:
+def _resized(op: Builder, coarse: Sequence[Tensor], layer: FeatureLayer, x: Tensor) -> Map:
     """Grad-CAM in the input's size, with one channel."""
-    op, layer = work.op, work.layer
-    assert layer is not None
-    channel = layer.of_inputs[id(x)]
+    channel = layer.input_axis
     places = [a for a in range(1, len(x.shape)) if a != channel]
     like = gs.Variable("", x.dtype, [1 if a == channel else size for a, size in enumerate(x.shape)])
     matrices = [
@@ -265,9 +267,9 @@ def settings(given: Mapping[str, Any], methods: Sequence[str]) -> Settings:
     return made
 
 
-def layer_for(graph: gs.Graph, chosen: Selection, methods: Sequence[str], settings: Settings) -> FeatureLayer | None:
-    """Grad-CAM's layer, if a method needs one. Raises as `feature_layer`."""
-    return feature_layer(graph, chosen, settings.cam_layer) if reads_layer(methods) else None
+def layers_for(graph: gs.Graph, chosen: Selection, methods: Sequence[str], settings: Settings) -> list[FeatureLayer]:
+    """Grad-CAM's layer of each input, if a method needs them. Raises as `feature_layers`."""
+    return feature_layers(graph, chosen, settings.cam_layer) if reads_layer(methods) else []
 
 
 def reads_layer(methods: Sequence[str]) -> bool:

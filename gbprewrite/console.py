@@ -89,7 +89,7 @@ def conversion_facts(source: Path, path: Path, model: ModelProto) -> Row:
         "flaw": record["flaw"],
         "head": record["head"],
         "preprocessing": record["preprocessing"],
-        "cam_layer": record["cam_layer"],
+        **{key: record[key] for key in ("cam_layer", "cam_layers")},
         "next": _next(path, source, record, [row for row in inputs if row["name"] not in drawn]),
     }
 
@@ -128,7 +128,7 @@ def print_conversion(facts: Row) -> None:
             "size": f"{megabytes(size['after'])}, the source has {megabytes(size['before'])} ({change})",
             "explains": [*_score_in_words(facts), f"target {facts['target']}, methods {', '.join(facts['methods'])}"],
             "nodes": f"{nodes['before']} before, {nodes['after']} after{raised}",
-            **({"cam layer": facts["cam_layer"]} if facts["cam_layer"] else {}),
+            "cam layer": report.cam_text(facts),
             "rectifiers": f"{_counts(facts['rectifiers'])} {rectified}",
             "left plain": _counts(facts["left_plain"]),
             "pools": _counts(facts["pools"]),
@@ -266,7 +266,7 @@ def _record_in_words(record: report.Record) -> dict[str, str | list[str]]:
         ],
         "explains": _score_in_words(record),
         "maps": [f"{m['output']} ({m['method']} of {m['input']})" for m in record["maps"]],
-        **({"cam layer": record["cam_layer"]} if record["cam_layer"] else {}),
+        "cam layer": report.cam_text(record),
         "rectified": _counts(Counter(row["kind"] for row in record["rectifiers"])),
         "flaw": _flaw_in_words(record.get("flaw")),
     }

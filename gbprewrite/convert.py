@@ -221,7 +221,7 @@ def _converted(
     chosen = detections.counted(chosen, head, class_axis)
     everywhere = list(differentiate.with_branches(chosen.nodes, chosen.inputs))
     found, marked = select.rectifiers(everywhere, methods, rectify)
-    layer = companions.layer_for(graph, chosen, methods, settings.methods)
+    layers = companions.layers_for(graph, chosen, methods, settings.methods)
     made_of = settings.preprocessing(result, chosen)
     names = {role: prefix + role for role in ("target", "seed", "explained_index")}
     maps = {
@@ -242,7 +242,7 @@ def _converted(
     outputs: list[Tensor] = []
     gained_inputs = {(g.kind, g.input): gs.Variable(g.name, g.dtype, g.shape) for g in given}
     instances = cache(partial(_instances, op, result, chosen, optimize_for))
-    work = companions.Work(op, graph, chosen, seeds, marked, settings.methods, layer, gained_inputs, instances)
+    work = companions.Work(op, graph, chosen, seeds, marked, settings.methods, layers, gained_inputs, instances)
     pictures = heatmaps.Pictures(op, chosen, seeds, drawing, made_of)
     for name in methods:
         for x, found_map in zip(chosen.inputs, companions.MAPS[name](work, name), strict=True):
@@ -255,8 +255,8 @@ def _converted(
         keep_only(result, [t.name for t in outputs])
     record = report.record(result, added, chosen, methods, wanted, names, maps, found, marked)
     rows = [{"kind": g.kind, "input": g.input, "name": g.name} for g in given]
-    record |= {"cam_layer": layer and layer.tensor.name, "given": rows, "embedded": None, "preprocessing": None}
-    record["head"] = head.to_json()
+    record |= {"given": rows, "embedded": None, "preprocessing": None, "head": head.to_json()}
+    record |= report.cam_layers(chosen, layers)
     if made_of is not None:
         record["preprocessing"] = embedded.facts(made_of)
     if settings.embed and made_of is not None:

@@ -41,10 +41,11 @@ CASTS = ("Cast", "CastLike")  # of levels into integers of another width
 
 def path(graph: gs.Graph, inputs: Sequence[Tensor], score: Tensor) -> list[gs.Node]:
     """Nodes through which the inputs reach the score by real numbers (quantised ones too), in the graph's order."""
-    return _between(graph.nodes, inputs, score)
+    return between(graph.nodes, inputs, score)
 
 
-def _between(nodes: Sequence[gs.Node], inputs: Sequence[Tensor], score: Tensor) -> list[gs.Node]:
+def between(nodes: Sequence[gs.Node], inputs: Sequence[Tensor], score: Tensor) -> list[gs.Node]:
+    """Of nodes in an order that runs, those through which the inputs reach the score by real numbers."""
     reached = {id(t) for t in inputs}
     forward: list[gs.Node] = []
     for node in nodes:
@@ -124,7 +125,7 @@ def with_branches(nodes: Sequence[gs.Node], inputs: Sequence[Tensor]) -> Iterato
 
 def _through(branch: gs.Graph, inputs: Sequence[Tensor], outputs: Iterable[Tensor]) -> list[gs.Node]:
     """The nodes of a branch through which the inputs reach any of its outputs."""
-    found = {id(n) for y in outputs for n in _between(branch.nodes, inputs, y)}
+    found = {id(n) for y in outputs for n in between(branch.nodes, inputs, y)}
     return [n for n in branch.nodes if id(n) in found]
 
 
@@ -226,7 +227,7 @@ def _producers(y: Tensor, inputs: Sequence[Tensor]) -> list[gs.Node]:
             done.add(id(node))
             todo.append((node, True))
             todo += [(n, False) for t in node.inputs if id(t) not in ends for n in t.inputs]
-    return _between(ordered, inputs, y)
+    return between(ordered, inputs, y)
 
 
 class _Walk:

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto, helper
 
 from gbprewrite import policies
+from gbprewrite.channels import FeatureLayer
 from gbprewrite.differentiate import REFUSED, with_branches
 from gbprewrite.errors import ModelError, Obstacle, UsageError
 from gbprewrite.fused import FUSED
@@ -50,6 +51,7 @@ SHAPE: dict[str, Any] = {
     "embedded": {"input": str, "name": str, "nodes": int, "initializers": int, OR_NOTHING: None},
     "preprocessing": {"text": str, "facts": [str], "guesses": [str], OR_NOTHING: None},
     "head": {**HEAD, OR_NOTHING: None},
+    "cam_layers": [{"input": str, "layer": str, "beside": [str]}],
     "given": [{"kind": str, "input": str, "name": str}],
     "pools": [{"node": str, "operator": str, "rule": str}],
     "added": {"nodes": int, "initializers": int},
@@ -181,6 +183,30 @@ def record(
         "added": {"nodes": added[0], "initializers": added[1]},
         "opset": opset_of(model),
     }
+
+
+def cam_layers(chosen: Selection, layers: Sequence[FeatureLayer]) -> dict[str, Any]:
+    """Grad-CAM's layer where all inputs have the same, and that of each input; `beside`: branches that it misses."""
+    names = {layer.tensor.name for layer in layers}
+    rows = [
+        {"input": x.name, "layer": layer.tensor.name, "beside": list(layer.beside)}
+        for x, layer in zip(chosen.inputs if layers else [], layers, strict=True)
+    ]
+    return {"cam_layer": names.pop() if len(names) == 1 else None, "cam_layers": rows}
+
+
+def cam_text(record: Record) -> list[str]:
+    """Grad-CAM's layers in words, a line for each; no line where no method reads one."""
+    of_layer: dict[str, list[Mapping[str, Any]]] = {}
+    for row in record["cam_layers"]:
+        of_layer.setdefault(row["layer"], []).append(row)
+    lines = []
+    for layer, rows in of_layer.items():
+        whose = f" (of {', '.join(row['input'] for row in rows)})" if len(of_layer) > 1 else ""
+        beside = list(dict.fromkeys(name for row in rows for name in row["beside"]))
+        missed = f"; its map misses the branches that reach the score from {', '.join(beside)}" if beside else ""
+        lines.append(f"{layer}{whose}{missed}")
+    return lines
 
 
 def corrections(declared: Iterable[Mapping[str, Any]], model: ModelProto) -> str | None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from gbprewrite import embedded, evidence, modelfile, policies, report, seed
 from gbprewrite.class_axis import classes_second, samples_first
+from gbprewrite.companions import reads_layer
 from gbprewrite.errors import DataError, UsageError
 from gbprewrite.final_activation import source_of
 from gbprewrite.preprocessing import Options, Preprocessing, plan
@@ -272,6 +273,7 @@ def setting(explainer: PhotoExplainer) -> dict[str, Any]:
         "output": record["output"],
         "score": record["score"],
         "target": record["target"],
+        "cam_layer": report.cam_text(record) if reads_layer(explainer.methods) else [],
         "limits": {m: policies.LIMITS[m] for m in explainer.methods if m in policies.LIMITS},
         "preprocessing": {**asdict(made), "dtype": str(made.dtype), "text": made.text()},
     }
@@ -283,6 +285,7 @@ def setting_text(explainer: PhotoExplainer) -> str:
     score = facts["score"] if facts["score"] == facts["output"] else f"{facts['score']} (before {facts['output']})"
     lines = [
         f"maps:           {', '.join(facts['methods'])}, explaining {score}, target {facts['target']}",
+        *(f"cam layer:      {line}" for line in facts["cam_layer"]),
         f"runs on:        {facts['provider']}",
         f"preprocessing:  {facts['input']} {facts['preprocessing']['text']}",
     ]
