@@ -18,6 +18,8 @@ from rich.table import Table
 from gbprewrite import policies, report
 from gbprewrite.class_axis import in_words
 from gbprewrite.layers import Layer
+from gbprewrite.plaintext import plain
+from gbprewrite.printing import say
 from gbprewrite.report import Inspection
 from gbprewrite.runtime.explainer import Explainer
 from gbprewrite.verify import Verification
@@ -42,16 +44,16 @@ def print_pairs(pairs: Mapping[str, str | Iterable[str]]) -> None:
     width = max(map(len, pairs))
     for heading, text in pairs.items():
         for i, line in enumerate([text] if isinstance(text, str) else text):
-            console().print(f"{'' if i else heading:<{width}}  {line}", soft_wrap=True)
+            say(f"{'' if i else heading:<{width}}  {line}")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], fold: bool = True) -> None:
     """A table under its title; nothing when it has no rows. Without `fold`, lines are as long as their texts."""
-    table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(*map(plain, columns), box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
     for column in table.columns:
         column.overflow = "fold"
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*map(plain, row))
     if not table.row_count:
         return
     rich = console()
@@ -60,7 +62,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     with rich.capture() as printed:
         rich.print(table)
     lines = ["", *([title, ""] if title else []), *printed.get().splitlines()]
-    print("\n".join(line.rstrip() for line in lines))  # rich fills every line up with blanks
+    say(*(line.rstrip() for line in lines))  # rich fills every line up with blanks
 
 
 def conversion_facts(source: Path, path: Path, model: ModelProto) -> Row:
@@ -165,10 +167,10 @@ def print_inspection(path: Path, found: Inspection) -> None:
         ["", "operator", "why", "nodes"],
         alike(missing, lambda o: o["row"]),
     )
-    console().print()
+    say("")
     if not found.nonlinearities:
-        console().print("no nonlinearity lies between a float input and an output")
-    console().print(f"every node by name: gbprewrite inspect {quote(str(path))} --json", soft_wrap=True)
+        say("no nonlinearity lies between a float input and an output")
+    say(f"every node by name: gbprewrite inspect {quote(str(path))} --json")
 
 
 def print_operators(rows: Sequence[Row]) -> None:
@@ -223,10 +225,10 @@ def print_verification(path: Path, found: Verification) -> None:
     for check in found.checks:
         notes.setdefault(check.note, []).append(check.name)
     for note, names in notes.items():
-        console().print(f"{', '.join(names)}: {note}", soft_wrap=True)
+        say(f"{', '.join(names)}: {note}")
     counts = Counter(check.status for check in found.checks)
     inputs = ", ".join(f"{name} {shape}" for name, shape in found.inputs.items())
-    console().print()
+    say("")
     print_pairs({"file": str(path), "ran on": found.provider, "inputs": inputs, "checks": _counts(counts)})
 
 
@@ -411,4 +413,4 @@ def print_top(facts: Row) -> None:
     print_table("", ["channel", "images", "activation", "at unit", "strongest in"], rows)
     silent = [str(channel["channel"]) for channel in facts["channels"] if not channel["top"]]
     if silent:
-        console().print(f"\nno image excites channel {', '.join(silent)}")
+        say("", f"no image excites channel {', '.join(silent)}")

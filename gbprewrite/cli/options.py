@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from gbprewrite import preprocessing
+from gbprewrite import preprocessing, printing
 from gbprewrite.companions import BASELINES
 from gbprewrite.errors import UsageError
 from gbprewrite.policies import METHODS
@@ -209,7 +209,7 @@ def collected(
 
 def print_json(facts: Options) -> None:
     """The one object that --json prints."""
-    click.echo(json.dumps(facts, indent=2, default=str))
+    printing.say(*json.dumps(facts, indent=2, default=str).split("\n"))
 
 
 provider_option = click.option(

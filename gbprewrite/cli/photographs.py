@@ -1,12 +1,12 @@
 """Photographs in, pictures of maps out: what `explain` and `compare` have in common."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import click
 
+from gbprewrite import printing
 from gbprewrite.cli import progress
 from gbprewrite.cli.drawing import drawing_options
 from gbprewrite.cli.options import (
@@ -131,7 +131,7 @@ def work(said: Said, job: Job) -> int:
     outputs = gallery.outputs(wanted, said.model, explainer, found.images, style, said.force, read)
     told, count = not (said.as_json or said.quiet), len(found.images)
     if told:
-        click.echo(explanations.setting_text(explainer) + _left_out(found.own))
+        printing.say(*explanations.setting_text(explainer).split("\n"), *_left_out(found.own))
     facts, status, failed = [], 0, 0
     run = gallery.explained(explainer, found.images, outputs, style)
     with progress.bar(count, told) as bar:
@@ -141,9 +141,10 @@ def work(said: Said, job: Job) -> int:
                 job.add(outcome.explained)
             if said.as_json:
                 facts.append(outcome.to_json())
-            if outcome.error or told:
-                text = outcome.text() if count <= gallery.FEW else outcome.line()
-                print(text, file=sys.stderr if outcome.error else sys.stdout)
+            if outcome.error:
+                printing.complain(outcome.error)
+            elif told:
+                printing.say(*(outcome.text() if count <= gallery.FEW else outcome.line()).split("\n"))
     if said.as_json:
         print_json({**explanations.setting(explainer), **job.facts(), "images": facts})
     if told:
@@ -151,8 +152,8 @@ def work(said: Said, job: Job) -> int:
     return status
 
 
-def _left_out(own: Sequence[Path]) -> str:
-    return f"\nnote:           pictures that gbprewrite wrote are left out: {len(own)}, such as {own[0]}" if own else ""
+def _left_out(own: Sequence[Path]) -> list[str]:
+    return [f"note:           pictures that gbprewrite wrote are left out: {len(own)}, such as {own[0]}"] if own else []
 
 
 def _print_summary(count: int, failed: int, shared: Mapping[Path, str]) -> None:
@@ -161,4 +162,4 @@ def _print_summary(count: int, failed: int, shared: Mapping[Path, str]) -> None:
     if count > 1:
         lines.append(f"{count - failed} of {count} images explained")
     if lines:
-        click.echo("\n".join(["", *lines]))
+        printing.say("", *lines)

@@ -1,13 +1,12 @@
 """The images that excite feature maps most."""
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gbprewrite import console, modelfile
+from gbprewrite import console, modelfile, printing
 from gbprewrite.cli import progress
 from gbprewrite.cli.options import (
     CLASS_AXIS,
@@ -114,7 +113,7 @@ def top(
         for image, error in bar.track(top.search(found), len(found), description="searching"):
             if error:
                 failed[image] = error
-                print(f"error: {error}", file=sys.stderr)
+                printing.complain(error)
         drawn = [topsheet.draw(top, c, gone) for c in bar.track(top.channels, description="explaining")]
     topsheet.write(path, [picture for picture, _ in drawn], force)
     facts = {"sheet": str(path), **top.setting(), "images": len(found)}
@@ -125,5 +124,5 @@ def top(
     elif not quiet:
         console.print_top(facts)
     for error in gone.values():
-        click.echo(f"error: {error}", err=True)
+        printing.complain(error)
     ctx.exit(1 if facts["failed"] else 0)

@@ -21,6 +21,7 @@ from gbprewrite.class_axis import classes_second, samples_first
 from gbprewrite.companions import reads_layer
 from gbprewrite.errors import DataError, UsageError
 from gbprewrite.final_activation import source_of
+from gbprewrite.plaintext import plain
 from gbprewrite.preprocessing import Options, Preprocessing, plan
 from gbprewrite.runtime import arrays, images
 from gbprewrite.runtime import pictures as drawing
@@ -292,4 +293,5 @@ def setting_text(explainer: PhotoExplainer) -> str:
     lines += [f"the model says: {fact}" for fact in facts["preprocessing"]["facts"]]
     notes = [facts["provider_note"], *facts["preprocessing"]["guesses"], *facts["notes"]]
     lines += [f"note:           {note}" for note in notes if note]
-    return "\n".join(lines + [f"limits:         {method} {limit}" for method, limit in facts["limits"].items()])
+    lines += [f"limits:         {method} {limit}" for method, limit in facts["limits"].items()]
+    return "\n".join(map(plain, lines))

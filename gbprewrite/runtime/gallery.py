@@ -18,6 +18,7 @@ import numpy as np
 from gbprewrite import files, modelfile
 from gbprewrite.convert import inspect
 from gbprewrite.errors import DataError, OutputError, UsageError
+from gbprewrite.plaintext import plain
 from gbprewrite.runtime import layout
 from gbprewrite.runtime.explain import ClassScore, ExplainedPhoto, PhotoExplainer, rows
 from gbprewrite.runtime.html import Report
@@ -178,7 +179,7 @@ class Outcome:
     def text(self) -> str:
         """A few lines for people."""
         if self.explained is None:
-            return f"error: {self.error}"
+            return plain(f"error: {self.error}")
         explained, top = self.explained.explained, self.explained.top
         marked, listed = ({one.index for one in some} for some in (explained, top))
         lines = [_line(one, one.index in marked) for one in top]
@@ -186,14 +187,14 @@ class Outcome:
         said = top[0].meaning if top else "the scores are no output of the file: no classes to list"
         said = said if explained[0].layer is None else explained[0].meaning
         lines += [f"  {kind}: {path}" for kind, path in self.written.items()]
-        return "\n".join(["", f"{self.image}  ({said})", *lines])
+        return "\n".join(map(plain, ["", f"{self.image}  ({said})", *lines]))
 
     def line(self) -> str:
         """One line for people: the image, what was explained and where the picture is."""
         if self.explained is None:
-            return f"error: {self.error}"
+            return plain(f"error: {self.error}")
         classes = "; ".join(one.title() for one in self.explained.explained)
-        return f"{self.image}: {classes}{f' -> {p}' if (p := self.written.get('picture')) else ''}"
+        return plain(f"{self.image}: {classes}{f' -> {p}' if (p := self.written.get('picture')) else ''}")
 
 
 def _line(one: ClassScore, explained: bool) -> str:

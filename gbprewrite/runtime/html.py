@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from gbprewrite import console, files
 from gbprewrite.errors import DataError, OutputError
+from gbprewrite.plaintext import plain
 from gbprewrite.report import Inspection
 from gbprewrite.runtime import layout
 from gbprewrite.runtime.explain import ExplainedPhoto, PhotoExplainer, setting
@@ -48,6 +49,7 @@ class Report(AbstractContextManager["Report"]):
             trim_blocks=True,
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
+            finalize=_plain,
         )
         environment.filters |= {"picture": _data_uri, "width": _width}
         self._parts = environment.get_template("report.html").module
@@ -56,7 +58,7 @@ class Report(AbstractContextManager["Report"]):
         """Begin. Raises OutputError."""
         layout.make_folder(self.path, ADVICE)
         part = self._stack.enter_context(files.whole(self.path, ADVICE, self.force))
-        self._file = self._stack.enter_context(part.open("w", encoding="utf-8"))
+        self._file = self._stack.enter_context(part.open("w", encoding="utf-8", errors="backslashreplace"))
         self._write("head")
         return self
 
@@ -105,6 +107,11 @@ def _facts(model: Path, explainer: PhotoExplainer, found: Inspection) -> dict[st
             [{"node": o.node, "row": (o.operator, o.why)} for o in found.missing], lambda o: o["row"]
         ),
     }
+
+
+def _plain(value: Any) -> Any:
+    """A name or path as text; what is marked as HTML by now is, and numbers stay."""
+    return plain(value) if type(value) is str or isinstance(value, Path | Exception) else value
 
 
 def _width(panel: Panel) -> int:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from gbprewrite import files
 from gbprewrite.errors import OutputError
+from gbprewrite.plaintext import plain
 from gbprewrite.runtime.pictures import Panel
 from gbprewrite.version import __version__
 
@@ -22,6 +23,7 @@ Array = npt.NDArray[Any]
 
 SOFTWARE = "gbprewrite"  # how our own pictures are known, by PNG's keyword Software
 FRAME = 200  # the grey line around a scale: its white end would be lost on the page
+MOST_LINES = 12  # of a heading
 LINE = 1.5  # height of a line of text, in heights of its letters
 
 
@@ -100,7 +102,7 @@ class _Block:
         columns = row.columns or max(1, len(maps))
         self.lines = [[photo, *maps[:columns]]] + [maps[i : i + columns] for i in range(columns, len(maps), columns)]
         self.indent = int(photo.pixels.shape[1]) + measures.margin  # of the lines without the photograph
-        self.text = row.heading
+        self.text = plain(row.heading)
         self.heading: list[str] = []
         self.width = max(self._line_width(line) for line in self.lines)
         self.width += 0 if len(self.lines) == 1 else max(0, self._indented() - self.width)
@@ -114,7 +116,7 @@ class _Block:
     def wrap(self, width: int) -> None:
         """Break the heading to a width."""
         letters = _letters(width - 2 * self.measures.margin, self.measures.heading)
-        self.heading = textwrap.wrap(self.text, letters)
+        self.heading = textwrap.wrap(self.text, letters, max_lines=MOST_LINES, placeholder=" …")
 
     @property
     def height(self) -> int:
@@ -175,7 +177,8 @@ def _letters(width: int, height: int) -> int:
 def _fitting(panel: Panel, width: int, height: int) -> str:
     """The title, or the short one, without its middle where it is still too long: the ends of names tell most."""
     font = _font(height)
-    text = panel.title if font.getlength(panel.title) <= width or not panel.short else panel.short
+    title, short = plain(panel.title), plain(panel.short)
+    text = title if not short or font.getlength(title) <= width else short
     if font.getlength(text) <= width:
         return text
     letters = _letters(width, height)
@@ -191,4 +194,4 @@ def _font(height: int) -> ImageFont.FreeTypeFont:
 
 def _text(page: Image.Image, x: int, y: int, text: str, height: int, anchor: str = "la") -> None:
     """Text below a point and beside it; of a script that the font lacks boxes, the terminal prints it in full."""
-    ImageDraw.Draw(page).text((x, y), text, "black", _font(height), anchor)
+    ImageDraw.Draw(page).text((x, y), plain(text), "black", _font(height), anchor)

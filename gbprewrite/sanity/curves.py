@@ -3,12 +3,14 @@
 import io
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
 
+from gbprewrite.plaintext import cut, plain
 from gbprewrite.runtime.layout import SOFTWARE
 from gbprewrite.sanity.randomisation import RANDOMISATIONS, SanityReport
 from gbprewrite.sanity.similarity import MEASURES
@@ -16,11 +18,14 @@ from gbprewrite.sanity.similarity import MEASURES
 TITLES = {"cascading": "random from the score down", "independent": "one layer random"}
 NAMED = 27  # layers named on an axis; of more, every second, third, ...
 PHOTOS = 4  # named in the heading
+LONGEST = 80  # letters of a name
+AS_TEXT: Any = {"text.usetex": False, "text.parse_math": False}  # names hold $ and \\ as they like
 WIDTH, HEIGHT, DPI = 3.9, 3.3, 80  # inches of one plot
 MARKERS = "osv^Dx"  # lines differ in more than their colours
 COLOURS = 64  # of the PNG's palette; drawings need few
 
 
+@matplotlib.rc_context(AS_TEXT)
 def picture(found: SanityReport) -> bytes:
     """The PNG file: a row for each randomisation, a column for each measure, a line for each method.
 
@@ -37,13 +42,13 @@ def picture(found: SanityReport) -> bytes:
         row[0].set_ylabel(TITLES[randomisation])
     for axes, measure in zip(rows[0], MEASURES, strict=True):
         axes.set_title(MEASURES[measure].title)
-    names = ["trained", *found.measured]
+    names = [cut(plain(name), LONGEST) for name in ("trained", *found.measured)]
     step = -(-len(names) // NAMED)
     rows[-1][0].set_xticks(range(0, len(names), step), names[::step])
     for axes in rows[-1]:
         axes.tick_params("x", rotation=90, labelsize=7)
     figure.supylabel("similarity to the trained network's map", fontsize="medium")
-    photos = ", ".join(photo.path.name for photo in found.photos[:PHOTOS])
+    photos = ", ".join(cut(plain(photo.path.name), LONGEST) for photo in found.photos[:PHOTOS])
     more = ", ..." if len(found.photos) > PHOTOS else ""
     figure.suptitle(f"Parameter randomisation test (Adebayo et al. 2018): {photos}{more}, {found.draws} draw(s)")
     figure.legend(*rows[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=6, frameon=False)

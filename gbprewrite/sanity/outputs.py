@@ -7,9 +7,11 @@ from pathlib import Path
 
 from gbprewrite import files, modelfile
 from gbprewrite.errors import UsageError
+from gbprewrite.plaintext import plain
 from gbprewrite.sanity.curves import picture
 from gbprewrite.sanity.randomisation import SanityReport
 
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # also as wide letters
 IN_CSV = "Choose another place with --csv PATH."
 
 
@@ -35,13 +37,20 @@ def check(picture_path: Path, table: Path | None, read: Sequence[Path], force: b
         files.check_suffix(table, ".csv")
 
 
+def _cell(value: object) -> object:
+    """A name as text: a spreadsheet takes what begins like this for a formula, and ' before it tells it not to."""
+    if not isinstance(value, str):
+        return value
+    return f"'{plain(value)}" if value.lstrip().startswith(FORMULA) else plain(value)
+
+
 def write(found: SanityReport, picture_path: Path, table: Path | None, force: bool = True) -> None:
     """Write the curves (PNG) and, where wanted, the table (CSV: one row for each comparison; undefined is empty)."""
     drawn, text = picture(found), io.StringIO(newline="")
     rows = found.rows()
     writer = csv.DictWriter(text, rows[0].keys())
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
     with files.whole(picture_path, force=force) as part:
         part.write_bytes(drawn)
     if table is not None:
