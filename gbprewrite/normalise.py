@@ -25,6 +25,7 @@ from gbprewrite.inference import infer, typed_skeleton, types_of
 from gbprewrite.modelfile import opset_of
 from gbprewrite.opsets import check_downgrade, upgrade
 from gbprewrite.protos import elements
+from gbprewrite.resizes import settle_resizes
 from gbprewrite.tensors import read_type
 
 LOWEST, HIGHEST = 6, onnx.defs.onnx_opset_version()
@@ -89,6 +90,7 @@ def settle(model: ModelProto) -> None:
     """Bring the nodes of the main graph, in place, to operators that have rules, where another spelling does."""
     settle_branches(model)
     _settle_ceil_mode(model)
+    settle_resizes(model)
     take_apart(model)
     expand_functions(model)
     settle_branches(model)  # the bodies of functions have some

@@ -5,11 +5,11 @@ Sources: the version notes on https://onnx.ai/onnx/operators/ and https://github
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from gbprewrite.branches import reads
 from gbprewrite.errors import ModelError, UsageError
@@ -53,13 +53,25 @@ def _same_spelling(node: NodeProto, source: int, target: int) -> bool:
     )
 
 
-class _Upgrade:
-    """One node on its way up: its graph, types of values, and how to add constants and neighbours."""
+class _Around(NamedTuple):
+    """What is known in a graph, by name: types, and the values of constants."""
 
-    def __init__(
-        self, graph: GraphProto, node: NodeProto, types: dict[str, onnx.TypeProto], is_read: Callable[[str], bool]
-    ) -> None:
-        self.graph, self.node, self.types, self.is_read = graph, node, types, is_read
+    types: dict[str, onnx.TypeProto]
+    constants: dict[str, TensorProto]
+
+    def inside(self, inferred: GraphProto) -> "_Around":
+        """The same in a graph inside it, of which inference found this."""
+        overridable = {i.name for i in inferred.input}
+        found = {t.name: t for t in inferred.initializer if t.name not in overridable}
+        return _Around(self.types | types_in(inferred), self.constants | found)
+
+
+class _Upgrade:
+    """One node on its way up: its graph, types and values, and how to add constants and neighbours."""
+
+    def __init__(self, graph: GraphProto, node: NodeProto, around: "_Around", is_read: Callable[[str], bool]) -> None:
+        self.graph, self.node, self.is_read = graph, node, is_read
+        self.types, self.constants = around
         self.before: list[NodeProto] = []
         self.after: list[NodeProto] = []
 
@@ -79,6 +91,11 @@ class _Upgrade:
         name = f"{self.node.name or self.node.output[0]}/{role}"
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
+
+    def value(self, index: int) -> Any:
+        """The value of an input as an array, None where it is computed when the model runs."""
+        found = self.constants.get(self.node.input[index])
+        return None if found is None else numpy_helper.to_array(found)
 
     def dtype(self, index: int = 0) -> np.dtype[Any]:
         """numpy type of an input."""
@@ -192,8 +209,34 @@ def _upsample(u: _Upgrade) -> None:
 
 
 def _resize_10(u: _Upgrade) -> None:
+    """Nearest was the pixel below where an axis grows, and the one above where it shrinks; so onnxruntime has it."""
+    u.set(coordinate_transformation_mode="asymmetric")
+    scales, name = u.value(1), u.node.name or u.node.output[0]
     u.node.input.insert(1, "")
-    u.set(coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    nearest = all(a.s == b"nearest" for a in u.node.attribute if a.name == "mode")
+    if not nearest or (scales is not None and (scales >= 1).all()):
+        u.set(nearest_mode="floor")
+    elif scales is not None and (scales <= 1).all():
+        u.set(nearest_mode="ceil")
+    else:  # or not known before the model runs: first all axes that grow, then those that shrink
+        sizes = u.shape(0) or []
+        moved = [] if scales is None else [(n, s) for n, s in zip(sizes, scales.tolist(), strict=False) if s > 1]
+        if moved and all(s < 2 and (n is None or int(n * s) == n) for n, s in moved):
+            raise ModelError(
+                f"Resize node {name!r} of opset 10 shrinks some axes and scales others by {moved[0][1]:g}, less than a "
+                "pixel. No later opset reads the nearest pixel in this way. Export the model with opset 11 or later."
+            )
+        larger, smaller, grown = f"{name}/larger", f"{name}/smaller", f"{name}/grown"
+        one = u.constant("one", 1, np.float32)
+        u.before.append(helper.make_node("Max", [u.node.input[2], one], [larger], larger))
+        u.before.append(helper.make_node("Min", [u.node.input[2], one], [smaller], smaller))
+        first = helper.make_node(
+            *("Resize", [u.node.input[0], "", larger], [grown], grown),
+            **{"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+        )
+        u.before.append(first)
+        u.node.input[:] = [grown, "", smaller]
+        u.set(nearest_mode="ceil")
 
 
 def _coerced_softmax(u: _Upgrade) -> None:
@@ -307,14 +350,12 @@ UPGRADES: dict[str, list[tuple[int, Callable[[_Upgrade], None]]]] = {
 def upgrade(model: ModelProto, source: int, target: int) -> None:
     """Rewrite, in place, every node whose spelling changed between two opsets."""
     if any(node.op_type in UPGRADES for graph in graphs(model.graph) for node in graph.node):
-        _upgrade_graph(model.graph, infer(model).graph, {}, source, target)
+        _upgrade_graph(model.graph, infer(model).graph, _Around({}, {}), source, target)
 
 
-def _upgrade_graph(
-    graph: GraphProto, inferred: GraphProto, around: dict[str, onnx.TypeProto], source: int, target: int
-) -> None:
-    """One graph, and those inside its nodes; `around` are the types of what it may capture."""
-    types = around | types_in(inferred)
+def _upgrade_graph(graph: GraphProto, inferred: GraphProto, around: _Around, source: int, target: int) -> None:
+    """One graph, and those inside its nodes; `around` is what is known of what it may capture."""
+    around = around.inside(inferred)
     known = {n.output[0]: {a.name: a.g for a in n.attribute if a.HasField("g")} for n in inferred.node if n.output}
     nodes: list[NodeProto] = []
 
@@ -325,8 +366,8 @@ def _upgrade_graph(
     for node in graph.node:
         for attribute in (a for a in node.attribute if a.HasField("g")):
             inner = known.get(node.output[0], {}).get(attribute.name, GraphProto())
-            _upgrade_graph(attribute.g, inner, types, source, target)
-        step = _Upgrade(graph, node, types, lambda name: name in names_read())
+            _upgrade_graph(attribute.g, inner, around, source, target)
+        step = _Upgrade(graph, node, around, lambda name: name in names_read())
         if node.domain in ("", "ai.onnx"):
             for version, follow in UPGRADES.get(node.op_type, []):
                 if source < version <= target:

@@ -92,6 +92,7 @@ for _module in (
     "pooling",
     "quantisation",
     "reduction",
+    "regions",
     "sampling",
     "signal",
 ):
