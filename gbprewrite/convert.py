@@ -29,6 +29,7 @@ from gbprewrite.errors import GbprewriteError, ModelError, UnsupportedOperators,
 from gbprewrite.graft import check, declare_outputs, graft, keep_only, restore
 from gbprewrite.instances import Instances
 from gbprewrite.lowering import Builder
+from gbprewrite.lowering.masks import DEEP
 from gbprewrite.modelfile import opset_of
 from gbprewrite.normalise import normalise, parameters
 from gbprewrite.preprocessing import Options
@@ -236,7 +237,8 @@ def _converted(
     select.check_names(graph, result, [*gained, *([image] if settings.embed else [])])
 
     op = Builder(graph, opset_of(result), prefix, SPELLINGS[optimize_for])
-    op.weights = frozenset(t.name for t in result.graph.initializer) - {i.name for i in result.graph.input}
+    op.weights = modelfile.constants(result)
+    op.deep = len(chosen.nodes) >= DEEP
     op.reserve([*gained, *names_inside(result.graph)])
     seeds = seed.seeds(op, chosen.score, wanted, chosen.counting, names, channels)
     outputs: list[Tensor] = []

@@ -5,13 +5,13 @@ forward pass already has is reused, and several methods share their masks.
 """
 
 from collections import ChainMap
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Self, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import GraphProto, helper, numpy_helper, shape_inference
+from onnx import GraphProto, TensorProto, helper, numpy_helper, shape_inference
 
 from gbprewrite.spellings import SPELLINGS, Spelling
 from gbprewrite.tensors import SMALL, Tensor, elements_of, node_proto, numpy_dtype, read_type, type_proto
@@ -28,8 +28,10 @@ class Emitter:
         self.spelling = spelling
         self.nodes: list[gs.Node] = []
         self.told: list[gs.Variable] = []  # of which the builder knows more than ONNX's inference finds
-        self.weights: frozenset[str] = frozenset()  # names of constants whose values the forward graph leaves out
+        self.weights: Mapping[str, TensorProto] = {}  # by name, constants whose values the forward graph leaves out
         self.from_weights: dict[int, bool] = {}  # id() of a tensor → whether constants alone decide it
+        self.deep = False  # whether the network has so many layers that bounds of each say nothing of all
+        self.forward: set[int] = {id(n) for n in forward.nodes}  # the nodes that were there before
         self.scope = "grad"
         self._names: set[str] = {n.name for n in forward.nodes}
         self._known: MutableMapping[Any, list[Tensor]] = {}
@@ -73,7 +75,8 @@ class Emitter:
     def inside(self, branch: gs.Graph) -> Self:
         """A builder for a graph inside a node: it sees what was built around it, and takes no name twice."""
         made = type(self)(branch, self.opset, self.prefix, self.spelling)
-        made.scope, made.weights = self.scope, self.weights
+        made.scope, made.weights, made.deep = self.scope, self.weights, self.deep
+        made.forward |= self.forward
         self._names |= made._names
         made._names = self._names
         made._known = ChainMap(made._known, self._known)

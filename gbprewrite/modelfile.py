@@ -139,6 +139,14 @@ def references(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     return [t for t in model.graph.initializer if uses_external_data(t)]
 
 
+def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """By name, the values that no caller may replace: initializers that are no inputs, and those of Constant nodes."""
+    given = {i.name for i in model.graph.input}
+    nodes = [n for n in model.graph.node if n.op_type == "Constant"]
+    found = {n.output[0]: a.t for n in nodes for a in n.attribute if a.name == "value"}
+    return found | {t.name: t for t in model.graph.initializer if t.name not in given}
+
+
 def check_references(model: onnx.ModelProto) -> None:
     """Raise ModelError where a value lies in another file that decides what a node means.
 

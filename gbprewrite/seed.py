@@ -20,6 +20,7 @@ from gbprewrite.tensors import Tensor, numpy_dtype
 from gbprewrite.units import Classes, Seeds
 
 SPELLINGS = "argmax, INDEX, INDEX,INDEX,..., topk:K, unit:C,H,W, channel:C, strongest, strongest:K, input, or seed"
+LARGEST_SEED = 2.0**100  # what masks reckon with
 WORDS = ("argmax", "strongest", "input", "seed")
 
 
@@ -91,7 +92,7 @@ def seeds(
         )
     if target.kind == "seed":
         given = gs.Variable(names["seed"], score.dtype, score.shape)
-        return Seeds([given], None, None, [given])
+        return Seeds([op.bounded(given, LARGEST_SEED)], None, None, [given])
     counted = samples_first(op, score, counting)
     if target.one_unit:
         made = _of_units(op, counted, target, counting, channels)

@@ -8,7 +8,8 @@ class Spelling(NamedTuple):
 
     Attributes:
         convolutions: to ConvTranspose, convolutions with turned weights, one for each phase of a stride.
-        products: to Where, products with 0/1 masks, which behind a ReLU are steep HardSigmoids.
+        products: to Where, products with 0/1 masks, which behind a ReLU are steep HardSigmoids, unless a cotangent
+            may be infinite.
         comparisons: to MaxPool's Indices and ScatterElements, comparisons with the maxima. (On CUDA, Indices count ties
             by columns and scattering adds in any order; comparisons give the CPU's maps, the same each time.)
         open_comparisons: the same where heights and widths are open; their arithmetic would leave CUDA.

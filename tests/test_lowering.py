@@ -141,15 +141,15 @@ def test_spellings_differ(layer: str, only_plain: str) -> None:
     assert only_plain in plain - fast
 
 
-@pytest.mark.parametrize("high", [None, 6.0, 0.3, 1e-3, 1e5])
+@pytest.mark.parametrize("high", [None, 6.0, 0.3, 1e-3, 1e5, 1e-38, 1e-22, 1e9, 3.4e38])
 def test_gate(high: float | None) -> None:
     """The steep HardSigmoid is the comparison, at the bounds and at their neighbours in float32."""
     body = "y = Relu (x)" if high is None else "y = Clip (x, zero, high)"
     weights = {} if high is None else {"zero": np.float32(0), "high": np.float32(high)}
     source = model(f"g (float[N] x) => (float[N] y) {{ {body} }}", **weights)
     tiny = np.finfo(np.float32).tiny
-    x = [-np.inf, -1, -tiny, -0.0, 0, tiny, 1e-20, 0.1, 1, 3e38]
-    for bound in (0.3, 1e-3, 6, 1e5):
+    x = [-np.inf, -1, -tiny, -0.0, 0, 1e-45, 1e-40, tiny, 1e-20, 0.1, 1, 3e38, np.inf]
+    for bound in (0.3, 1e-3, 6, 1e5, 1e-22, 1e9):
         x += [bound, np.nextafter(np.float32(bound), np.float32(0)), np.nextafter(np.float32(bound), np.float32(9e9))]
     data = np.float32(x)
     *fast, plain = spellings(source, x=data, seed=np.ones_like(data))

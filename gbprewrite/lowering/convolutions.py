@@ -12,6 +12,8 @@ from gbprewrite.lowering.windows import Window, Windows
 from gbprewrite.shapes import Dim, fixed, rank
 from gbprewrite.tensors import HALF, Tensor, onnx_type
 
+PRODUCTS = (2.0**-64, 2.0**100)  # of weights and scales that leave float32 in neither direction
+
 
 class Convolutions(Windows):
     """Gradients of a convolution to its input and its weights."""
@@ -43,6 +45,9 @@ class Convolutions(Windows):
         if list(scale.shape or ()) not in (of_channels, [1, *of_channels]) or not self.is_weight(scale):
             return dy, w
         if plain.shape is None or len(plain.shape) != len(w.shape):
+            return dy, w
+        largest = self.magnitudes.of(w).most * self.magnitudes.of(scale).most
+        if not PRODUCTS[0] < largest < PRODUCTS[1]:
             return dy, w
         scale = self.Reshape(scale, np.array([-1, *[1] * (len(w.shape) - 1)], np.int64))
         return plain, self.Mul(w, self.cast_to(scale, w))

@@ -61,8 +61,9 @@ def unpool(op: "Pools", dy: Tensor, x: Tensor, y: Tensor, window: "Window", ceil
     to_last = [0, *range(2, n + 2), 1]
     maxima = [op.Transpose(v, perm=to_last) for v in (y, *_partial_maxima(op, x, window, n, ceil_mode), x)]
     d = op.Transpose(dy, perm=to_last)
+    finite = op.finite(dy)
     for axis, pooled, values in zip(axes, maxima[:-1], maxima[1:], strict=True):
-        d = _unpool_along(op, d, values, pooled, axis)
+        d = _unpool_along(op, d, values, pooled, axis, finite)
     dims = op.dims(x)
     back = op.with_rank(op.Reshape(d, op.vector([dims[0], *dims[2:], dims[1]])), n + 2)
     return op.shaped_like(op.Transpose(back, perm=[0, n + 1, *range(1, n + 1)]), x)
@@ -96,7 +97,7 @@ def _partial_maxima(op: "Pools", x: Tensor, window: "Window", n: int, ceil_mode:
     return made
 
 
-def _unpool_along(op: "Pools", d: Tensor, values: Tensor, pooled: Tensor, axis: Axis) -> Tensor:
+def _unpool_along(op: "Pools", d: Tensor, values: Tensor, pooled: Tensor, axis: Axis, finite: bool) -> Tensor:
     """Hand the cotangents of the maxima along one axis to their first place."""
     d, pooled = (_lines(op, v, axis.outputs, axis.inner) for v in (d, pooled))
     nothing = np.array(np.nan, numpy_dtype(values))  # equals no maximum, not even one of -inf
@@ -109,8 +110,14 @@ def _unpool_along(op: "Pools", d: Tensor, values: Tensor, pooled: Tensor, axis: 
     for start in range(0, axis.reach - axis.dilation, axis.dilation):
         stop = op.vector([op.calc("Add", last, start + 1)])
         here = op.Slice(padded, *(np.array([start]), stop, np.array([1]), np.array([axis.stride])))
-        shares.append(op.Mul(d, op.cast_to(op.Equal(here, pooled), d)))
-        d = op.Sub(d, shares[-1])
+        first = op.Equal(here, pooled)
+        if finite:
+            shares.append(op.Mul(d, op.cast_to(first, d)))
+            d = op.Sub(d, shares[-1])
+        else:
+            none = np.zeros((), numpy_dtype(d))
+            shares.append(op.Where(first, d, none))
+            d = op.Where(first, none, d)
     return _placed(op, [*shares, d], axis)
 
 

@@ -8,7 +8,7 @@ Sources: Dumoulin and Visin 2016, section 4; https://onnx.ai/onnx/operators/onnx
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gbprewrite.lowering.verbs import Verbs
+from gbprewrite.lowering.masks import Masks
 from gbprewrite.shapes import Dim, Refused, fixed, rank
 from gbprewrite.tensors import Tensor
 
@@ -33,7 +33,7 @@ class Window(NamedTuple):
         return all(fixed(b) and b == e for b, e in zip(self.begin, self.end, strict=True))
 
 
-class Windows(Verbs):
+class Windows(Masks):
     """Windows made explicit, and their transposed convolution."""
 
     def window(

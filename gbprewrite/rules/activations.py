@@ -99,8 +99,9 @@ def hard_sigmoid(op, dy, y, x, *, alpha, beta, from_x=0):
 def hard_swish(op, dy, y, x):
     """dx = dy · clip(x/3 + 1/2 between -3 and 3; 0 below; 1 above)"""
     slope = op.Add(op.Mul(x, 1 / 3), 0.5)
-    slope = op.Where(op.Greater(x, -3), op.Where(op.Less(x, 3), slope, one(x)), zero(x))
-    return op.Mul(dy, slope)
+    above = op.Greater(x, -3)
+    slope = op.bounded(op.Where(above, op.Where(op.Less(x, 3), slope, one(x)), zero(x)), 1.5)
+    return op.Mul(dy, slope) if op.finite(dy) else op.Where(above, op.Mul(dy, slope), zero(dy))
 
 
 @vjp("Swish")
@@ -116,8 +117,7 @@ def gelu(op, dy, y, x, *, approximate):
     """dx = dy · (Φ(x) + x φ(x)), or the derivative of its tanh approximation"""
     if approximate == "tanh":
         a, c = 0.044715, math.sqrt(2 / math.pi)
-        if numpy_dtype(x) == np.float16:  # whose squares overflow where the slope has long been 0 or 1
-            x = op.Clip(x, -100.0, 100.0)
+        x = op.Clip(x, -100.0, 100.0)  # squares overflow where the slope has long been 0 or 1
         square = op.Mul(x, x)
         t = op.Tanh(op.Mul(op.Mul(x, op.Add(op.Mul(square, a), 1)), c))
         inner = op.Mul(op.Add(op.Mul(square, 3 * a), 1), c)

@@ -87,12 +87,15 @@ def shared(op, dy, y, xs, extremum):
     if onnx_type(y) in HALF:
         xs = [op.wide(x) for x in xs]
         y = extremum(*xs)
-    chosen = [op.cast_to(op.Equal(x, y), dy) for x in xs]
+    equal = [op.Equal(x, y) for x in xs]
+    chosen = [op.cast_to(condition, dy) for condition in equal]
     total = chosen[0]
     for one_more in chosen[1:]:
         total = op.Add(total, one_more)
-    share = op.Div(dy, total)
-    return tuple(op.Mul(share, mask) for mask in chosen)
+    share, finite = op.Div(dy, total), op.finite(dy)
+    if finite:
+        return tuple(op.Mul(share, mask) for mask in chosen)
+    return tuple(op.Where(condition, share, zero(dy)) for condition in equal)
 
 
 @vjp("Where")

@@ -88,8 +88,10 @@ def shared(op, dy, y, x, over, extremum):
     if onnx_type(x) in HALF:
         x = op.wide(x)
         y = extremum(x, over.axes, keepdims=1, noop_with_empty_axes=over.noop)
-    mask = op.cast_to(op.Equal(x, y), x)
-    return op.cast_to(op.Mul(mask, op.Div(op.cast_to(dy, x), summed(op, mask, over))), dy)
+    equal = op.Equal(x, y)
+    mask = op.cast_to(equal, x)
+    share = op.Div(op.cast_to(dy, x), summed(op, mask, over))
+    return op.cast_to(op.Mul(mask, share) if op.finite(dy) else op.Where(equal, share, zero(x)), dy)
 
 
 @vjp("ReduceProd")
