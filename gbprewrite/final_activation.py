@@ -1,9 +1,10 @@
 """A final Softmax, LogSoftmax or Sigmoid, and the nodes behind it that only move its values."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import onnx_graphsurgeon as gs
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from gbprewrite.shapes import fixed
 from gbprewrite.tensors import Tensor, is_float
@@ -75,10 +76,16 @@ def source_of(model: ModelProto, output: str) -> NodeProto | None:
     return node
 
 
-def take_out(model: ModelProto, output: str, score: str) -> None:
-    """Let an output of a model show, in place, the score before its final activation, moved as that is."""
-    node = source_of(model, output)
-    assert node is not None
-    place = list(model.graph.node).index(node) + 1
-    model.graph.node.insert(place, helper.make_node("Identity", [score], [node.output[0]]))
-    node.output[0] += "/taken out"
+def show_score(model: ModelProto, score: str, moved: Sequence[str]) -> str:
+    """Put a score among a model's outputs, in place, in the shape in which it is counted: moved as the nodes move that
+    make the values `moved`. Returns the output's name."""
+    shown = score
+    for name in moved:
+        node = NodeProto()
+        node.CopyFrom(next(n for n in model.graph.node if name in n.output))
+        node.input[0], node.name, node.output[0] = shown, f"{name}/of the score", f"{name}/of the score"
+        model.graph.node.append(node)
+        shown = node.output[0]
+    if shown not in {o.name for o in model.graph.output}:
+        model.graph.output.append(ValueInfoProto(name=shown))
+    return shown

@@ -9,6 +9,7 @@ from onnx import ModelProto
 
 from gbprewrite import differentiate, policies, select
 from gbprewrite.convert import blaming, load
+from gbprewrite.ends import ends
 from gbprewrite.graft import restore
 from gbprewrite.normalise import normalise
 from gbprewrite.symbols import UNKNOWN
@@ -51,21 +52,22 @@ def layers(model: str | os.PathLike[str] | ModelProto, score: str | None = None,
         normal = normalise(restore(load(model, replace=None)))
         graph = view(normal, rearrange=False)
         inputs = select.input_tensors(graph, normal)
-        ends = graph.outputs if score is None else [select.named(graph, score)]
-        nodes = {id(n): n for end in ends for n in differentiate.path(graph, inputs, end)}
+        wanted = graph.outputs if score is None else [select.named(graph, score)]
+        scores = ends(graph, inputs, wanted)  # of a class number those that it is the highest of
+        nodes = {id(n): n for end in scores for n in differentiate.path(graph, inputs, end)}
         way = [n for n in graph.nodes if id(n) in nodes]
         return [
             Layer(t.name, n.op, n.name, tuple(map(_dimension, t.shape)))
-            for n, t in _tensors(way, nodes, ends)
+            for n, t in _tensors(way, nodes, scores)
             if every or not (_moved(n) or _goes_on(t, nodes))
         ]
 
 
 def _tensors(
-    way: Sequence[gs.Node], nodes: Mapping[int, gs.Node], ends: Sequence[Tensor]
+    way: Sequence[gs.Node], nodes: Mapping[int, gs.Node], scores: Sequence[Tensor]
 ) -> Iterator[tuple[gs.Node, Tensor]]:
     """Each node on the way with each of its outputs that has units and leads further, or is an end."""
-    wanted = {id(t) for t in ends}
+    wanted = {id(t) for t in scores}
     for node in way:
         for tensor in node.outputs:
             needed = id(tensor) in wanted or any(id(c) in nodes for c in tensor.outputs)

@@ -172,7 +172,7 @@ def record(
         "class_axis": chosen.class_axis,
         "class_axis_reason": chosen.counting.why,
         "batch_axis": chosen.counting.batch_axis,
-        "moved": [n.name for n in chosen.counting.moves],
+        "moved": [n.outputs[0].name for n in chosen.counting.moves],
         "notes": chosen.notes,
         "maps": [{"input": x, "method": m, "form": form, "output": name} for (x, m, form), name in maps.items()],
         **{f"{role}_name": names[role] if role in target.roles else None for role in names},

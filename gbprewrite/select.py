@@ -7,7 +7,7 @@ from typing import NamedTuple
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from gbprewrite import detections, differentiate, policies, seed
+from gbprewrite import detections, differentiate, ends, policies, seed
 from gbprewrite.axes import Axes
 from gbprewrite.branches import names_inside
 from gbprewrite.class_axis import Counting, counting
@@ -61,7 +61,7 @@ def select(
     final = final_activation(output)
     over = None if final is None or through_softmax or inner or final.picks is not None else final
     explained = output if over is None else over.score
-    _check_score(explained)
+    _check_score(explained, graph, wanted)
     notes = _notes(output, final, through_softmax or inner)
     nodes = differentiate.path(graph, wanted, explained)
     obstacles = differentiate.missing(differentiate.with_branches(nodes, wanted), opset)
@@ -170,12 +170,12 @@ def input_tensors(graph: gs.Graph, model: ModelProto, names: Sequence[str] = ())
 def _output(graph: gs.Graph, inputs: Sequence[Tensor], name: str | None) -> Tensor:
     if name is not None:
         return named(graph, name)
-    able = [t for t in graph.outputs if t.dtype is not None and is_float(t) and differentiate.path(graph, inputs, t)]
+    able = [t for t in graph.outputs if ends.reached(graph, inputs, t)]
     listing = shortlist(f"{t.name} {t.shape}" for t in able or graph.outputs)
     if not able:
         raise ModelError(
             f"no output depends on a float input by differentiable steps; the outputs are: {listing}. "
-            "Choose an inner tensor with --score NAME."
+            f"{ends.advice(graph, inputs, graph.outputs)}"
         )
     if len(able) > 1:
         said = detections.advice(graph, able)
@@ -207,14 +207,17 @@ def named(graph: gs.Graph, name: str, option: str = "--score") -> Tensor:
     )
 
 
-def _check_score(score: Tensor) -> None:
+def _check_score(score: Tensor, graph: gs.Graph, inputs: Sequence[Tensor]) -> None:
     if score.dtype is None or score.shape is None:
         raise ModelError(
             f"the type or rank of the score {score.name!r} can't be inferred. Export the model with shapes, or choose "
             "another tensor with --score NAME."
         )
     if not is_float(score):
-        raise UsageError(f"--score {score.name}: it holds {score.dtype} values, and only floats have a gradient.")
+        raise UsageError(
+            f"--score {score.name}: it holds {score.dtype} values, and only floats have a gradient. "
+            f"{ends.advice(graph, inputs, [score])}"
+        )
 
 
 def rectifiers(

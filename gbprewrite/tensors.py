@@ -38,7 +38,9 @@ def is_float(tensor: Tensor) -> bool:
 
 def is_integer(tensor: Tensor) -> bool:
     """Whether the elements are integers of any width, and no Booleans."""
-    return tensor.dtype is not None and (is_quantised(tensor) or numpy_dtype(tensor).kind in "iu")
+    if tensor.dtype is None or (isinstance(tensor.dtype, int) and tensor.dtype == TensorProto.UNDEFINED):
+        return False
+    return is_quantised(tensor) or numpy_dtype(tensor).kind in "iu"
 
 
 def is_quantised(tensor: Tensor) -> bool:

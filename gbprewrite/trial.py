@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
@@ -17,7 +16,7 @@ from gbprewrite import graft, heatmaps, reference, report
 from gbprewrite.class_axis import classes_second, samples_first
 from gbprewrite.convert import convert
 from gbprewrite.errors import DataError
-from gbprewrite.final_activation import take_out
+from gbprewrite.final_activation import show_score
 from gbprewrite.protos import copied
 from gbprewrite.runtime import arrays
 from gbprewrite.runtime.explainer import slots_of
@@ -68,19 +67,19 @@ class Trial:
         self.feeds = {**self.own, **self._runtime_input(), **self._noise()}
 
     @cached_property
-    def score_name(self) -> str:
-        """The output of `scored` that has the score, in the shape in which it is counted."""
-        return str(self.record["output" if self.record["moved"] else "score"])
+    def scored(self) -> ModelProto:
+        """The source with the score, as it is counted, among its outputs."""
+        return self._scored[0]
 
     @cached_property
-    def scored(self) -> ModelProto:
-        """The source with the score among its outputs; in place of an output that moves it behind an activation."""
+    def score_name(self) -> str:
+        """The output of `scored` that has the score."""
+        return self._scored[1]
+
+    @cached_property
+    def _scored(self) -> tuple[ModelProto, str]:
         model = copied(self.source)
-        if self.record["moved"]:
-            take_out(model, self.record["output"], self.record["score"])
-        elif self.record["score"] not in {o.name for o in model.graph.output}:
-            model.graph.output.append(onnx.ValueInfoProto(name=self.record["score"]))
-        return model
+        return model, show_score(model, self.record["score"], self.record["moved"])
 
     @cached_property
     def found(self) -> dict[str, Any]:
@@ -161,7 +160,7 @@ class Trial:
             self.source,
             "gradient",
             self.record["target"],
-            score=self.score_name,
+            score=self.record["output" if self.record["moved"] else "score"],
             inputs=list(dict.fromkeys(m["input"] for m in self.record["maps"])),
             class_axis=self.record["class_axis"],
             channels=self.record["options"].get("channels"),

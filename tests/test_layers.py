@@ -155,7 +155,7 @@ def test_explain_gives_the_unit(cnn_path: Path, tmp_path: Path, cli: Cli) -> Non
 
 
 WRONG = {
-    "channel": (["--layer", "b", "--channel", 4], "'b' has 4 channels (axis 1 of ['N', 4, 12, 12]), so indices"),
+    "channel": (["--layer", "b", "--channel", 4], "'b' has 4 channels (axis 1 of [N, 4, 12, 12]), so indices"),
     "no channel": (["--layer", "b", "--channel", -1], "-1 is not in the range"),
     "layer": (["--layer", "Rleu_1"], "Did you mean Relu_1"),
     "two targets": (["--channel", 1, "--unit", "1,2,3"], "--channel and --unit each say what is explained"),

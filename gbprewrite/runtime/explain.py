@@ -167,15 +167,17 @@ class PhotoExplainer:
         with naming(path):
             image = images.fit(self.preprocessing, image)
             explanation = self.explainer(self._fed(image))
-        values, meaning = self._class_values(explanation)
-        order = () if values is None else np.argsort(-values, kind="stable")[:TOP]
+        values, meaning = self._class_values(explanation, self.explainer.record["output"])
+        scores, _ = self._class_values(explanation, self.explainer.score_output)
+        # By what is explained: probabilities of 1.000 do not tell which of them the highest score is.
+        order = () if values is None or scores is None else np.argsort(-scores, kind="stable")[:TOP]
         top = [self._class(int(i), values, meaning) for i in order]
         explained, maps = self._explained(explanation, values, meaning)
         return ExplainedPhoto(Path(path), np.asarray(image), explained, maps, top)
 
-    def _class_values(self, explanation: Explanation) -> tuple[Array | None, str]:
-        """One number for each class and what it is; None for an inner tensor, which is no output."""
-        output = explanation.outputs.get(self.explainer.record["output"])
+    def _class_values(self, explanation: Explanation, name: str) -> tuple[Array | None, str]:
+        """Of an output one number for each class, and what it is; None for an inner tensor, which is no output."""
+        output = explanation.outputs.get(name)
         if output is None or self._inner:
             return None, self._meaning
         record, meaning = self.explainer.record, self._meaning
@@ -268,16 +270,22 @@ def setting(explainer: PhotoExplainer) -> dict[str, Any]:
     return {
         "provider": explainer.explainer.provider,
         "provider_note": explainer.explainer.provider_note,
-        "notes": list(explainer.notes),
+        "notes": [*record["notes"], *explainer.notes],
         "methods": list(explainer.methods),
         "input": explainer.input.name,
         "output": record["output"],
         "score": record["score"],
-        "target": record["target"],
+        **{key: record[key] for key in ("target", "class_axis", "class_axis_reason")},
         "cam_layer": report.cam_text(record) if reads_layer(explainer.methods) else [],
         "limits": {m: policies.LIMITS[m] for m in explainer.methods if m in policies.LIMITS},
         "preprocessing": {**asdict(made), "dtype": str(made.dtype), "text": made.text()},
     }
+
+
+def axis_in_words(facts: Mapping[str, Any]) -> str:
+    """`1: the final Softmax runs along it`"""
+    axis = "none" if facts["class_axis"] is None else facts["class_axis"]
+    return f"{axis}: {facts['class_axis_reason'] or 'not known, and not needed'}"
 
 
 def setting_text(explainer: PhotoExplainer) -> str:
@@ -286,6 +294,7 @@ def setting_text(explainer: PhotoExplainer) -> str:
     score = facts["score"] if facts["score"] == facts["output"] else f"{facts['score']} (before {facts['output']})"
     lines = [
         f"maps:           {', '.join(facts['methods'])}, explaining {score}, target {facts['target']}",
+        f"class axis:     {axis_in_words(facts)}",
         *(f"cam layer:      {line}" for line in facts["cam_layer"]),
         f"runs on:        {facts['provider']}",
         f"preprocessing:  {facts['input']} {facts['preprocessing']['text']}",

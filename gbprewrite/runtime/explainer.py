@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import ArrayLike, NDArray
 from onnx import ModelProto
 
 from gbprewrite import embedded, report
 from gbprewrite.convert import convert, load
 from gbprewrite.errors import DataError, ModelError, UsageError
+from gbprewrite.final_activation import show_score
 from gbprewrite.protos import copied
 from gbprewrite.runtime import arrays, images
 from gbprewrite.runtime.session import Session
@@ -67,6 +67,7 @@ class Explainer:
     Attributes:
         record: what the conversion did, as in the file's metadata.
         provider: "cuda" or "cpu", where it runs; `provider_note` says why "auto" did not take CUDA.
+        score_output: the name under which the score is among the outputs of an explanation, if it is.
         slots: every input that the model takes; `inputs`: those that are no run-time target or seed.
     """
 
@@ -95,7 +96,7 @@ class Explainer:
                 to some 1e-3 rather than 1e-6.
             cuda_graph: capture the run of each set of shapes on CUDA and replay it: faster for small batches, whose
                 kernels take less time than their launch. For models without If.
-            with_score: give the explained score among the outputs, even where it is an inner tensor.
+            with_score: give the explained score, as it is counted, among the outputs, even where it is an inner tensor.
             options: the other keywords of `gbprewrite.convert`.
 
         Raises:
@@ -119,9 +120,10 @@ class Explainer:
             (m["input"], m["method"], m["form"]): m["output"] for m in record["maps"] if m["method"] in asked
         }
         self.slots = slots_of(proto)
-        if with_score and record["score"] not in {o.name for o in proto.graph.output}:
+        self.score_output = record["score"]
+        if with_score:
             model = proto = copied(proto)
-            proto.graph.output.append(onnx.ValueInfoProto(name=record["score"]))
+            self.score_output = show_score(proto, record["score"], record["moved"])
         self._session = Session(model, providers, threads=threads, tf32=tf32, cuda_graph=cuda_graph)
         self.provider, self.provider_note = self._session.provider, self._session.note
         own = report.given_names(record)

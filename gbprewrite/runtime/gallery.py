@@ -186,6 +186,8 @@ class Outcome:
         lines += [_line(one, True) for one in explained if one.index not in listed]
         said = top[0].meaning if top else "the scores are no output of the file: no classes to list"
         said = said if explained[0].layer is None else explained[0].meaning
+        values = [one.value or 0.0 for one in top]
+        said += "" if values == sorted(values, reverse=True) else ", in the order of the score that is explained"
         lines += [f"  {kind}: {path}" for kind, path in self.written.items()]
         return "\n".join(map(plain, ["", f"{self.image}  ({said})", *lines]))
 

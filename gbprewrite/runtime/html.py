@@ -16,7 +16,7 @@ from gbprewrite.errors import DataError, OutputError
 from gbprewrite.plaintext import plain
 from gbprewrite.report import Inspection
 from gbprewrite.runtime import layout
-from gbprewrite.runtime.explain import ExplainedPhoto, PhotoExplainer, setting
+from gbprewrite.runtime.explain import ExplainedPhoto, PhotoExplainer, axis_in_words, setting
 from gbprewrite.runtime.layout import Row
 from gbprewrite.runtime.pictures import Panel, Style
 from gbprewrite.version import __version__
@@ -98,6 +98,7 @@ def _facts(model: Path, explainer: PhotoExplainer, found: Inspection) -> dict[st
         "version": __version__,
         "model": model,
         "setting": setting(explainer),
+        "class_axis": axis_in_words(setting(explainer)),
         "provider": console.provider_in_words(explainer.explainer.provider, explainer.explainer.provider_note),
         "inspection": found,
         "in_words": console.value_in_words,

@@ -1,0 +1,51 @@
+"""The last scores before outputs that have no gradient, such as class numbers: what a user may mean to explain."""
+
+from collections.abc import Iterable, Sequence
+
+import onnx_graphsurgeon as gs
+
+from gbprewrite import differentiate
+from gbprewrite.class_axis import words
+from gbprewrite.final_activation import final_activation
+from gbprewrite.names import shortlist
+from gbprewrite.tensors import Tensor, is_float
+
+MOST = 50  # tensors that are looked at: scores lie near the outputs
+
+
+def reached(graph: gs.Graph, inputs: Sequence[Tensor], tensor: Tensor) -> bool:
+    """Whether inputs reach a float tensor by differentiable steps."""
+    return tensor.dtype is not None and is_float(tensor) and bool(differentiate.path(graph, inputs, tensor))
+
+
+def ends(graph: gs.Graph, inputs: Sequence[Tensor], outputs: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors that inputs reach by differentiable steps and that are nearest to these outputs, or the outputs."""
+    found: list[Tensor] = []
+    todo = list(outputs)
+    seen: set[int] = set()
+    while todo and len(seen) < MOST:
+        tensor = todo.pop(0)
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        if reached(graph, inputs, tensor):
+            found.append(tensor)
+        else:
+            todo += [t for node in tensor.inputs for t in differentiate.read_by(node) if isinstance(t, gs.Variable)]
+    return found
+
+
+def advice(graph: gs.Graph, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> str:
+    """What can be explained instead of outputs that have no gradient, by name."""
+    found = ends(graph, inputs, outputs)
+    if not found:
+        return "Choose an inner tensor with --score NAME."
+    said = []
+    for tensor in found:
+        final = final_activation(tensor)
+        shape = "" if tensor.shape is None else f" {words(tensor.shape)}"
+        if final is None or final.picks is not None:
+            said.append(f"--score {tensor.name}{shape}")
+        else:
+            said.append(f"--score {final.score.name}{shape} (or {tensor.name}, behind its {final.activation.op})")
+    return f"What lies before can be explained: {shortlist(said)}."
