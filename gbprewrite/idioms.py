@@ -1,25 +1,53 @@
 """Activations that are written as several nodes, or under another operator's name, become one node of the view."""
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite.shapes import constant_of, same_shape
+from gbprewrite.forms import Forms
+from gbprewrite.gatelike import GATE_LIKE, is_gate_like
+from gbprewrite.rectifier_idioms import close, is_read_by_others, recognised
+from gbprewrite.shapes import constant_of, producer, same_shape
 from gbprewrite.tensors import numpy_dtype
 
 RAMP = "gbprewrite_ramp"  # attribute of a Clip, Max or Relu that is the ramp inside a hard-sigmoid
 RAISED = "gbprewrite_idiom"  # attribute of a raised node: how the source spells it
+SPELLINGS = {"Max": "Max(x, 0)", "Where": "Where(x > 0, x, 0)"}  # of a ReLU
 
 
-def raise_idioms(graph: gs.Graph) -> None:
+def raise_idioms(graph: gs.Graph, weights: Iterable[str] = ()) -> None:
     """Recognise activations that are written as several nodes, or under another operator's name.
 
     Larger idioms come first: the Clip inside a hard-swish must be gone before a Clip is asked whether it is a ReLU6.
+    `weights` are names of initializers that the graph lists as inputs.
     """
-    for recognise in (_hard, _silu, _gelu_erf, _gelu_tanh, _mish, _relu6, _max_relu, _softmax):
-        for node in graph.nodes:
+    for recognise in (partial(_hard, graph), _silu, _gelu_erf, _gelu_tanh, _mish, partial(_relu6, graph)):
+        for node in list(graph.nodes):
             recognise(node)
+    _raise_pieces(graph, Forms(frozenset(weights)))
+    for node in graph.nodes:
+        _softmax(node)
+
+
+def _raise_pieces(graph: gs.Graph, forms: Forms) -> None:
+    """Name what is a rectifier, or a relative of one, as a function of an earlier tensor; mark what looks like one."""
+    for node in graph.nodes:
+        forms.look_at(node)
+        if RAMP in node.attrs:
+            continue
+        raised = recognised(graph, node, forms)
+        if raised is not None:
+            spelling = SPELLINGS.get(node.op) if raised.operator == "Relu" else None
+            formula = spelling or f"{raised.formula} by {node.op}"
+            _become(node, raised.operator, raised.x, formula, *raised.more, **raised.attributes)
+            node.outputs = node.outputs[:1]
+            node.outputs[0].shape = raised.x.shape
+    for node in graph.nodes:
+        if RAMP not in node.attrs and RAISED not in node.attrs and is_gate_like(node, forms):
+            node.attrs[GATE_LIKE] = True
 
 
 def _become(node: gs.Node, op: str, x: gs.Tensor, idiom: str, *more: gs.Tensor, **attrs: Any) -> None:
@@ -31,11 +59,6 @@ def scalar(t: gs.Tensor) -> float | None:
     """The value of a constant of one element, else None."""
     value = constant_of(t)
     return float(value.ravel()[0]) if value is not None and value.size == 1 else None
-
-
-def producer(t: gs.Tensor) -> gs.Node | None:
-    """The node that makes a tensor, if any."""
-    return t.inputs[0] if isinstance(t, gs.Variable) and t.inputs else None
 
 
 def _with_scalar(node: gs.Node | None, *ops: str) -> tuple[gs.Tensor, float] | None:
@@ -97,14 +120,14 @@ def _scaled_ramp(t: gs.Tensor) -> tuple[gs.Tensor, float, float, float] | None:
     return None
 
 
-def _hard(node: gs.Node) -> None:
+def _hard(graph: gs.Graph, node: gs.Node) -> None:
     """Hard-swish x·clip(x+3, 0, 6)/6 in its groupings, then hard-sigmoid."""
     if node.op not in ("Mul", "Div", "Clip", "Min"):
         return
     if node.op == "Mul" and len(node.inputs) == 2:
         for x, gate in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
             found = _scaled_ramp(gate)
-            if found and found[0] is x and _close(found[1], 1 / 6) and _close(found[2], 0.5):
+            if found and found[0] is x and close(found[1], 1 / 6) and close(found[2], 0.5):
                 return _become(node, "HardSwish", x, "x · hard-sigmoid(x)")
     factor = _with_scalar(node, "Mul", "Div")
     if factor:
@@ -113,29 +136,42 @@ def _hard(node: gs.Node) -> None:
         if product is not None and product.op == "Mul" and len(product.inputs) == 2:
             for x, gate in ((product.inputs[0], product.inputs[1]), (product.inputs[1], product.inputs[0])):
                 ramp = _ramp(gate)
-                if ramp and ramp[0] is x and ramp[1] == 3 and ramp[2] == 6 and _close(scale, 1 / 6):
+                if ramp and ramp[0] is x and ramp[1] == 3 and ramp[2] == 6 and close(scale, 1 / 6):
                     return _become(node, "HardSwish", x, "x · clip(x + 3, 0, 6) / 6")
     found = _scaled_ramp(node.outputs[0])
     if found and node.op != "HardSigmoid":
         x, alpha, beta, top = found
-        if _close(top, 1):
+        if close(top, 1):
             _become(node, "HardSigmoid", x, "clip(αx + β, 0, 1)", alpha=alpha, beta=beta, from_x=1)
         else:
-            _mark_ramp(node)
+            _mark_ramp(graph, node)
     return None
 
 
-def _close(a: float, b: float) -> bool:
-    """Equal to float32's rounding: what is only similar keeps its own derivative."""
-    return abs(a - b) <= 1e-6 * abs(b)
+def _mark_ramp(graph: gs.Graph, node: gs.Node | None) -> None:
+    """A ramp with constants that are a little off is no HardSigmoid; its parts keep their rules, and are no ReLU.
 
-
-def _mark_ramp(node: gs.Node | None) -> None:
-    """A ramp with constants that are a little off is no HardSigmoid; its parts keep their rules, and are no ReLU."""
+    What reads a part beside the ramp still reads a ReLU: the ramp gets a part of its own, which has the same values.
+    """
+    reader = None
     while node is not None and node.op in ("Mul", "Div", "Min", "Max", "Relu", "Clip"):
         if node.op in ("Min", "Max", "Relu", "Clip"):
+            node = node if reader is None else _own(graph, node, reader)
             node.attrs[RAMP] = True
+        reader = node
         node = next((p for p in map(producer, node.inputs) if p is not None), None)
+
+
+def _own(graph: gs.Graph, node: gs.Node, reader: gs.Node) -> gs.Node:
+    """The node, or where it has more readers than one a copy that only this one reads."""
+    if not is_read_by_others(graph, node, reader):
+        return node
+    y = node.outputs[0]
+    made = gs.Variable(y.name, y.dtype, y.shape)
+    copy = gs.Node(node.op, node.name, dict(node.attrs), list(node.inputs), [made], domain=node.domain)
+    reader.inputs = [made if t is y else t for t in reader.inputs]
+    graph.nodes.insert(graph.nodes.index(node), copy)  # before it, so that its name leads to the original
+    return copy
 
 
 def _silu(node: gs.Node) -> None:
@@ -226,11 +262,14 @@ def _mish(node: gs.Node) -> None:
     return None
 
 
-def _relu6(node: gs.Node) -> None:
-    """min(max(x, 0), 6), max(min(x, 6), 0) and min(relu(x), 6), with any positive constant for 6"""
+def _relu6(graph: gs.Graph, node: gs.Node) -> None:
+    """min(max(x, 0), 6), max(min(x, 6), 0) and min(relu(x), 6), with any positive constant for 6.
+
+    A ReLU that others read too stays one, for the sum of all cotangents.
+    """
     outer = _with_scalar(node, "Min", "Max")
     inner = producer(outer[0]) if outer else None
-    if outer is None or inner is None or RAMP in node.attrs:
+    if outer is None or inner is None or RAMP in node.attrs or is_read_by_others(graph, inner, node):
         return
     if node.op == "Min" and inner.op == "Relu":
         x, least, most = inner.inputs[0], 0.0, outer[1]
@@ -241,21 +280,6 @@ def _relu6(node: gs.Node) -> None:
         zero = gs.Constant(f"{node.name}/zero", np.zeros((), numpy_dtype(x)))
         top = next(c for c in (node if node.op == "Min" else inner).inputs if scalar(c) is not None)
         _become(node, "Clip", x, f"{node.op} of {inner.op}", zero, top)
-
-
-def _max_relu(node: gs.Node) -> None:
-    """max(x, 0), and where(x > 0, x, 0)"""
-    if node.op == "Max" and len(node.inputs) == 2 and RAMP not in node.attrs:
-        for x, zero in (node.inputs, node.inputs[::-1]):
-            if _is_zero(zero) and not isinstance(x, gs.Constant) and same_shape(x, node.outputs[0]):
-                return _become(node, "Relu", x, "Max(x, 0)")
-    if node.op == "Where" and _is_zero(node.inputs[2]):
-        test = producer(node.inputs[0])
-        if test is not None and test.op in ("Greater", "GreaterOrEqual"):
-            against = _with_scalar(test, test.op)
-            if against and against == (node.inputs[1], 0.0) and test.inputs[0] is against[0]:
-                return _become(node, "Relu", node.inputs[1], "Where(x > 0, x, 0)")
-    return None
 
 
 def _softmax(node: gs.Node) -> None:
@@ -299,8 +323,3 @@ def _same_along(t: gs.Tensor, axis: int, x: gs.Tensor) -> bool:
             return False
         t = node.inputs[0]
     return False
-
-
-def _is_zero(t: gs.Tensor) -> bool:
-    value = constant_of(t)
-    return value is not None and value.size > 0 and not value.any()

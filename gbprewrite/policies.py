@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from gbprewrite.errors import UsageError
+from gbprewrite.gatelike import GATE_LIKE
 from gbprewrite.idioms import RAISED, RAMP
 from gbprewrite.qlinear import operands
 from gbprewrite.quantised import STAND_INS, is_weight
@@ -145,10 +146,11 @@ POOLS = (
     *("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool", "MaxRoiPool"),
     "MaxUnpool",
 )
+UNNAMED = "gate-like, left plain"  # the role of what masks a tensor by its own sign and is no rectifier that is known
 
 
 class Nonlinearity(NamedTuple):
-    """One nonlinearity of the graph. `role` is rectifier, activation, gate or other."""
+    """One nonlinearity of the graph. `role` is rectifier, activation, gate, other, or UNNAMED."""
 
     node: gs.Node
     kind: str
@@ -163,6 +165,8 @@ def nonlinearity(node: gs.Node) -> Nonlinearity | None:
         return None
     if RAMP in node.attrs:
         return Nonlinearity(node, f"{kind} of a hard-sigmoid", "other")
+    if GATE_LIKE in node.attrs:
+        return Nonlinearity(node, kind, UNNAMED)
     if kind == "Clip":
         low = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
         rectifies = low is not None and low.size == 1 and float(low.ravel()[0]) == 0

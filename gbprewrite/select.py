@@ -245,11 +245,14 @@ def rectifiers(
 def _nothing_to_rectify(method: str, found: Sequence[Nonlinearity]) -> str:
     kinds = Counter(n.node.op for n in found if n.role == "activation")
     listing = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    unnamed = Counter(n.node.op for n in found if n.role == policies.UNNAMED)
+    hidden = ", ".join(f"{count} {kind}" for kind, count in unnamed.items())
+    also = f" It has {hidden} of the role {policies.UNNAMED!r}, which 'gbprewrite inspect' lists." if hidden else ""
     ways = [f"use --rectify all to treat these like ReLU ({listing})"] if listing else []
     return (
         f"method {method!r} finds no rectifier (Relu, Clip from 0, Max(x, 0), ThresholdedRelu) between the input and "
         f"the score{f', only {listing}' if listing else ''}: its map would be the plain gradient under another name. "
-        f"Way out: {' or '.join([*ways, 'use --method gradient'])}."
+        f"Way out: {' or '.join([*ways, 'use --method gradient'])}.{also}"
     )
 
 

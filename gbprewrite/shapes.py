@@ -38,6 +38,11 @@ def constant_of(x: Tensor | None) -> np.ndarray[Any, Any] | None:
     return x.values if isinstance(x, gs.Constant) else None
 
 
+def producer(t: Tensor) -> gs.Node | None:
+    """The node that makes a tensor, if any."""
+    return t.inputs[0] if isinstance(t, gs.Variable) and t.inputs else None
+
+
 class Shapes(Emitter):
     """The emitter, and verbs that hide whether a shape is known."""
 

@@ -7,15 +7,20 @@ Max) is one node here, with a rule of its own, while the source keeps its own sp
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
+from onnx.external_data_helper import uses_external_data
 
 from gbprewrite import quantised
 from gbprewrite.errors import ModelError
-from gbprewrite.idioms import producer, raise_idioms, scalar
+from gbprewrite.forms import ELEMENTWISE, HANDED_ON, number_in
+from gbprewrite.idioms import raise_idioms, scalar
 from gbprewrite.inference import infer
-from gbprewrite.shapes import constant_of
+from gbprewrite.protos import elements
+from gbprewrite.shapes import constant_of, producer
+from gbprewrite.tensors import SMALL
 
 
 def view(model: ModelProto, around: Mapping[str, gs.Tensor] | None = None, rearrange: bool = True) -> gs.Graph:
@@ -40,14 +45,30 @@ def view(model: ModelProto, around: Mapping[str, gs.Tensor] | None = None, rearr
         node.name = node.name or f"{node.op}_{i}"
     if around is not None:
         share(graph, around)
+    know_single_numbers(graph, model)
     quantised.split(graph)
     open_branches(skeleton, graph, around or {})
-    raise_idioms(graph)
+    raise_idioms(graph, (t.name for t in model.graph.initializer))
     quantised.mark(graph, graph.outputs if around is None else [])
     if rearrange:
         nest_concatenations(graph)
         absorb_padding(graph)
     return graph
+
+
+def know_single_numbers(graph: gs.Graph, model: ModelProto) -> None:
+    """Make constants of large weights that hold one number, stored once: the zeros of max(x, 0) at a fixed batch."""
+    given = {i.name for i in model.graph.input}
+    left_out = {t.name: t for t in model.graph.initializer if elements(t.dims) > SMALL and t.name not in given}
+    found: dict[str, gs.Constant | None] = {}
+    for node in graph.nodes:
+        for i, t in enumerate(node.inputs if node.op in (*ELEMENTWISE, *HANDED_ON, "Concat") else []):
+            if t.name not in found and t.name in left_out and not uses_external_data(left_out[t.name]):
+                array = numpy_helper.to_array(left_out[t.name])
+                whole = number_in(array) is not None
+                found[t.name] = gs.Constant(t.name, np.broadcast_to(array.flat[0], array.shape)) if whole else None
+            if (constant := found.get(t.name)) is not None:
+                node.inputs[i] = constant
 
 
 def nest_concatenations(graph: gs.Graph) -> None:

@@ -71,7 +71,7 @@ class Masks(Verbs):
         in float32 the mask is a HardSigmoid so steep that it is 0 or 1. Steepness is a power of two: alpha · y + beta
         is then exact, and 0 at y = high.
         """
-        top = constant_of(high) if isinstance(high, gs.Tensor) else None
+        top = constant_of(high) if isinstance(high, gs.Tensor) else high
         steep = high is None or (top is not None and top.size == 1 and HIGH[0] <= float(top.ravel()[0]) <= HIGH[1])
         if not self.spelling.products or numpy_dtype(y) != np.float32 or not steep or not self.finite(dy):
             above = self.Greater(y, 0)

@@ -26,8 +26,10 @@ def thresholded_relu(op, dy, y, x, *, alpha):
 
 
 @vjp("Clip")
-def clip(op, dy, y, x, low=None, high=None):
+def clip(op, dy, y, x, low=None, high=None, *, in_view=0):
     """dx = dy · (low < x < high)"""
+    if in_view:  # written in another way, so that the file has no such limit
+        high = constant_of(high)
     bottom = constant_of(low)
     if bottom is not None and bottom.size == 1 and bottom.ravel()[0] == 0:
         return op.gate(dy, y, high)
@@ -51,8 +53,10 @@ def leaky_relu(op, dy, y, x, *, alpha):
 
 
 @vjp("PRelu")
-def prelu(op, dy, y, x, slope):
+def prelu(op, dy, y, x, slope, *, negated=0):
     """dx = dy · (1 if x > 0 else slope),  dslope = dy · min(x, 0)"""
+    if negated:  # the source has max(x, 0) + slope · max(-x, 0)
+        return prelu(op, dy, y, x, op.Neg(slope))[0], None
     positive = op.Greater(x, 0)
     return op.Mul(dy, op.Where(positive, one(x), slope)), lambda: op.Mul(dy, op.Where(positive, zero(x), x))
 

@@ -1,0 +1,143 @@
+"""What looks like a rectifier and has no name: listed, so that no new spelling of ReLU stays plain in silence.
+
+Gate-like is a Where or a product whose mask depends on the sign of the very tensor that it masks, and a Max, Min or
+Clip against zero. Swish, squeeze-and-excitation, softmax and dropout have no such mask.
+"""
+
+from collections.abc import Sequence
+
+import onnx_graphsurgeon as gs
+
+from gbprewrite.forms import HANDED_ON, Forms
+from gbprewrite.piecewise import IDENTITY, ONE, Pieces, number_of
+from gbprewrite.shapes import producer
+from gbprewrite.tensors import Tensor, is_float
+
+GATE_LIKE = "gbprewrite_gate_like"  # attribute of a node of the view
+ORDER = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Sign")
+MASKS = (
+    *HANDED_ON,
+    "Not",
+    "And",
+    "Or",
+    "Xor",
+    "Where",
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Neg",
+    "Max",
+    "Min",
+    "Relu",
+    "Clip",
+)
+OF_ONE = (*HANDED_ON, "Abs", "Neg", "Relu", "Clip", "Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Exp", "Max", "Min")
+MOST_NODES = 64  # that are looked at behind one mask
+
+
+def is_gate_like(node: gs.Node, forms: Forms) -> bool:
+    """Whether a node that no rule of the table names masks a tensor by its own sign."""
+    if node.domain not in (None, "", "ai.onnx") or not node.outputs or node.outputs[0].dtype is None:
+        return False
+    if not is_float(node.outputs[0]) or forms.number(node.outputs[0]) is not None:
+        return False
+    if node.op in ("Max", "Min", "Clip"):
+        return _against_zero(node, forms) and not _is_clip_from_zero(node, forms)
+    if node.op in ("Where", "ScatterND"):
+        masked = node.inputs[1:] if node.op == "Where" else [node.inputs[0], node.inputs[2]]
+        mask = node.inputs[0] if node.op == "Where" else node.inputs[1]
+        return _meet(_tested(mask, forms), masked, forms) and not _is_limit(node, forms)
+    if node.op == "Mul" and len(node.inputs) == 2:
+        pairs = (node.inputs, node.inputs[::-1])
+        return any(_is_mask(mask, forms) and _meet(_tested(mask, forms), [x], forms) for x, mask in pairs)
+    return node.op in ("Add", "Sub", "Sum", "Div", "Neg", "ReduceMax") and _makes_a_bend(node, forms)
+
+
+def _against_zero(node: gs.Node, forms: Forms) -> bool:
+    return any(t.name and forms.is_zero(t) for t in (node.inputs[1:] if node.op == "Clip" else node.inputs))
+
+
+def _is_clip_from_zero(node: gs.Node, forms: Forms) -> bool:
+    low = node.inputs[1] if node.op == "Clip" and len(node.inputs) > 1 else None
+    return isinstance(low, gs.Constant) and forms.is_zero(low)
+
+
+def _meet(tested: Sequence[Tensor], masked: Sequence[Tensor], forms: Forms) -> bool:
+    """Whether a mask tests what it masks."""
+    seen = {id(t) for t in _through(masked, forms)}
+    return any(id(t) in seen for t in _through(tested, forms))
+
+
+def _through(tensors: Sequence[Tensor], forms: Forms) -> list[Tensor]:
+    """The tensors, and those that they are functions of, element by element."""
+    found: list[Tensor] = []
+    todo = [t for t in tensors if forms.number(t) is None and not forms.is_weight(t)]
+    while todo and len(found) < MOST_NODES:
+        t = todo.pop()
+        found.append(t)
+        found += [base for base, _ in forms.of(t)]
+        node = producer(t)
+        if node is not None and node.op in OF_ONE:
+            read = node.inputs[:1] if node.op in HANDED_ON else node.inputs
+            varying = [v for v in read if v.name and forms.number(v) is None and not forms.is_weight(v)]
+            todo += varying if len(varying) == 1 else []
+    return found
+
+
+def _tested(mask: Tensor, forms: Forms) -> list[Tensor]:
+    """The tensors whose order or sign a mask depends on."""
+    found: list[Tensor] = []
+    seen: set[int] = set()
+    todo = [mask]
+    while todo and len(seen) < MOST_NODES:
+        t = todo.pop()
+        node = producer(t)
+        if node is None or id(t) in seen:
+            continue
+        seen.add(id(t))
+        if node.op in ORDER:
+            found += [v for v in node.inputs if forms.number(v) is None]
+        elif node.op in (*MASKS, "NonZero"):
+            todo += node.inputs[:1] if node.op in HANDED_ON else node.inputs
+    return found
+
+
+def _is_mask(t: Tensor, forms: Forms) -> bool:
+    """Whether a tensor is made of numbers, weights and the outcomes of comparisons alone."""
+    seen: set[int] = set()
+    todo, compares = [t], False
+    while todo and len(seen) < MOST_NODES:
+        current = todo.pop()
+        if id(current) in seen or forms.number(current) is not None or forms.is_weight(current):
+            continue
+        seen.add(id(current))
+        node = producer(current)
+        if node is None or node.op not in (*ORDER, *MASKS):
+            return False
+        compares = compares or node.op in ORDER
+        if node.op not in ORDER:
+            todo += node.inputs[:1] if node.op in HANDED_ON else [v for v in node.inputs if v.name]
+    return compares and not todo
+
+
+def _is_limit(node: gs.Node, forms: Forms) -> bool:
+    """Whether a Where computes |x|, or a max, min or clip with other limits than zero."""
+    for _, f in forms.of(node.outputs[0]):
+        if f.breaks and all(_line(part) or number_of(part) for part in f.parts[::2]):
+            return True
+    return False
+
+
+def _line(part: object) -> bool:
+    return part == IDENTITY.parts[0] or part == {ONE: (0.0, -1.0)}
+
+
+def _makes_a_bend(node: gs.Node, forms: Forms) -> bool:
+    """Whether a sum is 0 on one side of a bend, and none of its parts was."""
+    parts = {id(base) for t in node.inputs for base, f in forms.of(t) if _is_bent(f)}
+    return any(_is_bent(f) and id(base) not in parts for base, f in forms.of(node.outputs[0]))
+
+
+def _is_bent(f: Pieces) -> bool:
+    return bool(f.breaks) and bool(f.parts[0]) != bool(f.parts[-1])
