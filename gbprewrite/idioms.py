@@ -10,7 +10,8 @@ import onnx_graphsurgeon as gs
 from gbprewrite.forms import Forms
 from gbprewrite.gatelike import GATE_LIKE, is_gate_like
 from gbprewrite.rectifier_idioms import close, is_read_by_others, recognised
-from gbprewrite.shapes import constant_of, producer, same_shape
+from gbprewrite.shapes import constant_of, same_shape
+from gbprewrite.shapes import producer as producer  # which further modules take from here
 from gbprewrite.tensors import numpy_dtype
 
 RAMP = "gbprewrite_ramp"  # attribute of a Clip, Max or Relu that is the ramp inside a hard-sigmoid

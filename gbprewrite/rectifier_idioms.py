@@ -8,7 +8,6 @@ import onnx_graphsurgeon as gs
 
 from gbprewrite.forms import Forms
 from gbprewrite.piecewise import EXP, IDENTITY, ONE, Part, Pieces, number_of
-from gbprewrite.rules import NO_GRADIENT
 from gbprewrite.shapes import producer
 from gbprewrite.tensors import Tensor, numpy_dtype, onnx_type
 
@@ -24,6 +23,21 @@ SLOPED = ("Elu", "LeakyRelu", "PRelu")  # which have a name already, but where t
 
 LINEAR = ("Add", "Cast", "Div", "Identity", "Mean", "Mul", "Neg", "Sub", "Sum")  # with a constant factor or divisor
 MOST_PARTS = 32
+WITHOUT_VALUES = (  # which read shapes and signs alone
+    *(
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "IsInf",
+        "IsNaN",
+        "Less",
+        "LessOrEqual",
+        "NonZero",
+        "Shape",
+        "Sign",
+        "Size",
+    ),
+)
 
 
 class Raised(NamedTuple):
@@ -102,7 +116,7 @@ def _caps_another(graph: gs.Graph, node: gs.Node, forms: Forms) -> bool:
 def is_read_by_others(graph: gs.Graph, node: gs.Node, reader: gs.Node) -> bool:
     """Whether the values of one node go on by another way than through a reader."""
     y, given_out = node.outputs[0], {id(t) for t in graph.outputs}
-    others = [n for n in y.outputs if n is not reader and n.op not in NO_GRADIENT]
+    others = [n for n in y.outputs if n is not reader and n.op not in WITHOUT_VALUES]
     return id(y) in given_out or any(t.outputs or id(t) in given_out for n in others for t in n.outputs)
 
 
