@@ -23,21 +23,8 @@ SLOPED = ("Elu", "LeakyRelu", "PRelu")  # which have a name already, but where t
 
 LINEAR = ("Add", "Cast", "Div", "Identity", "Mean", "Mul", "Neg", "Sub", "Sum")  # with a constant factor or divisor
 MOST_PARTS = 32
-WITHOUT_VALUES = (  # which read shapes and signs alone
-    *(
-        "Equal",
-        "Greater",
-        "GreaterOrEqual",
-        "IsInf",
-        "IsNaN",
-        "Less",
-        "LessOrEqual",
-        "NonZero",
-        "Shape",
-        "Sign",
-        "Size",
-    ),
-)
+COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero", "Sign")
+WITHOUT_VALUES = (*COMPARISONS, "Shape", "Size")  # which read no more than signs, order and shapes
 
 
 class Raised(NamedTuple):
