@@ -220,9 +220,11 @@ class PhotoExplainer:
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """A DataError that does not know the file gets its name."""
+    """A DataError that does not know the file gets its name, and so does a lack of memory."""
     try:
         yield
+    except MemoryError:
+        raise DataError(f"{path}: there is not enough memory for this image. Make it smaller first.") from None
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 

@@ -13,35 +13,70 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from gbprewrite.errors import DataError
 from gbprewrite.preprocessing import CENTRE, Preprocessing
 
+# Pillow reads more, some by other programs (Ghostscript), and tells formats by their bytes, whatever a file is called.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+MOST = 2**27  # pixels between the two steps of resizing: what a narrow image is blown up to
+ROW = 16  # pixels that take as much of Pillow's memory as a row does by itself
+SHADES = np.round(np.arange(2**16) / 257).astype(np.uint8)  # of 16-bit grey
+
+
+def opened(path: str | os.PathLike[str]) -> Image.Image:
+    """An image file, of which the header is read: an image of one of `FORMATS`. Raises as `PIL.Image.open`."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise OSError(None, "it is a pipe or a device, not a file")
+    Image.init()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is wrong is an error below, or does not matter
+        return Image.open(path, formats=[known for known in FORMATS if known in Image.OPEN])
+
 
 def read(path: str | os.PathLike[str]) -> Image.Image:
     """An image file as an 8-bit image of mode L (grey files) or RGB.
 
     The EXIF orientation is applied. What is transparent becomes white. 16-bit grey is divided by 257. Of an animation
     the first frame is taken. Raises DataError for a file that can't be read, is no image, is cut short, holds more
-    pixels than Pillow deems safe, or holds 32-bit values, which have no agreed range.
+    pixels than Pillow deems safe (they are counted before they are read), or holds 32-bit values, which have no agreed
+    range.
     """
     path = Path(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                file.load()
-                return _eight_bits(ImageOps.exif_transpose(file), path)
+        with opened(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _check_pixels(file, path)
+            file.load()
+            return _eight_bits(ImageOps.exif_transpose(file), path)
+    except DataError:
+        raise
     except UnidentifiedImageError:
         raise DataError(f"{path} is no image (PNG, JPEG, WebP, TIFF, ... are read). Give a photograph.") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DataError(f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels. Make it smaller first.") from None
+    except Image.DecompressionBombError:
+        raise _too_many(path) from None
+    except MemoryError:
+        raise DataError(f"{path} needs more memory than there is. Make it smaller first.") from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"{path} can't be read: {reason}. Check the path, or save the image again.") from None
-    except (SyntaxError, ValueError, EOFError) as error:  # Pillow's ways to report damaged chunks
-        raise DataError(f"{path} is damaged, or of a kind that can't be converted: {error}. Save it again.") from None
+    except Exception as error:  # of whatever kind a damaged file brings Pillow's readers to
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path} is damaged, or of a kind that can't be converted: {reason}. Save it again.") from None
+
+
+def _check_pixels(file: Image.Image, path: Path) -> None:
+    if Image.MAX_IMAGE_PIXELS is None:
+        return
+    if file.width * file.height > Image.MAX_IMAGE_PIXELS:
+        raise _too_many(path)
+    if file.height * ROW > Image.MAX_IMAGE_PIXELS:
+        raise DataError(f"{path} is {file.height}x{file.width} (height x width), too narrow to be read. Cut it first.")
+
+
+def _too_many(path: Path) -> DataError:
+    return DataError(f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels. Make it smaller first.")
 
 
 def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
     if image.mode.startswith("I;16"):
-        return Image.fromarray(np.round(np.asarray(image, np.float64) / 257).astype(np.uint8))
+        return Image.fromarray(SHADES[np.asarray(image)])
     if image.mode in ("I", "F"):
         raise DataError(
             f"{path} holds 32-bit values (mode {image.mode}), which have no agreed range. Save it with 8 or 16 bits, "
@@ -62,10 +97,16 @@ def fit(made: Preprocessing, image: Image.Image) -> Image.Image:
     """The image in the network's size and number of channels, still 8 bits and RGB: what a picture shows.
 
     Grey is the luma of ITU-R 601. An image that has the network's size already is not resampled. Raises DataError
-    with resize "none" for an image of another size than the network's.
+    with resize "none" for an image of another size than the network's, and for one that is millions of times as high as
+    wide.
     """
-    image = image.convert("L" if made.channels == 1 else "RGB")
     width, height = made.width or image.width, made.height or image.height
+    if width * image.height > MOST and made.resize != "none":
+        raise DataError(
+            f"the image is {image.height}x{image.width} (height x width), too narrow to be brought to "
+            f"{height}x{width}. Cut it first."
+        )
+    image = image.convert("L" if made.channels == 1 else "RGB")
     return image if image.size == (width, height) else RESIZED[made.resize](image, width, height)
 
 

@@ -2,13 +2,13 @@
 
 import contextlib
 import glob
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from gbprewrite.errors import DataError
+from gbprewrite.runtime.images import opened
 from gbprewrite.runtime.layout import SOFTWARE
 
 # Formats of photographs that Pillow reads. It knows more, but their files are seldom photographs (.h5, .mpg, .pdf).
@@ -35,14 +35,14 @@ def find(arguments: Iterable[str | Path]) -> Found:
     found = Found([], [])
     for argument in map(str, arguments):
         path = Path(argument)
-        if path.is_dir():
-            listed, missing = list(path.iterdir()), f"the folder {path} holds no image"
-        elif not path.exists() and glob.has_magic(argument):
-            listed, missing = [Path(p) for p in glob.glob(argument, recursive=True)], f"no image matches {argument}"
+        if os.path.isdir(path):
+            listed, missing = _listed(path), f"the folder {path} holds no image"
+        elif not os.path.exists(path) and glob.has_magic(argument):
+            listed, missing = _matching(argument), f"no image matches {argument}"
         else:
             found.images.append(path)
             continue
-        some = [p for p in listed if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
+        some = [p for p in listed if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and os.path.isfile(p)]
         own = [p for p in some if _is_own(p)]
         found.own.extend(own)
         if len(own) == len(some):
@@ -52,10 +52,33 @@ def find(arguments: Iterable[str | Path]) -> Found:
     return found
 
 
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"the folder {folder} can't be read: {error.strerror}. Check its permissions.") from None
+
+
+def _matching(pattern: str) -> list[Path]:
+    """What a pattern matches. `**` goes into folders, not through links to folders: these may lead in circles."""
+    found = map(Path, glob.iglob(pattern, recursive=True)) if "**" not in Path(pattern).parts else _below(pattern)
+    return list(found)
+
+
+def _below(pattern: str) -> Iterator[Path]:
+    """What a pattern with ** matches, without folders that are hidden."""
+    head, _, tail = pattern.partition("**")
+    tail = tail.lstrip(os.sep + (os.altsep or "")) or "*"
+    for start in map(Path, glob.iglob(head) if head else [""]):
+        for folder, folders, _ in os.walk(start):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            yield from _matching(os.path.join(glob.escape(folder), tail))
+
+
 def _is_own(path: Path) -> bool:
     """Whether gbprewrite wrote a picture; what can't be read is none, and is reported later."""
     if path.suffix.lower() != ".png":
         return False
-    with contextlib.suppress(Exception), Image.open(path) as image:
+    with contextlib.suppress(Exception), opened(path) as image:
         return str(image.info.get("Software", "")).startswith(SOFTWARE)
     return False
