@@ -28,6 +28,7 @@ from gbprewrite.tensors import Tensor, is_float
 if TYPE_CHECKING:
     from gbprewrite.select import Selection
 
+CLASS_TARGETS = ("argmax", "index", "list", "topk", "input")
 FAR = 1000  # nodes behind an output that are looked at for its class scores
 
 
@@ -82,7 +83,8 @@ def find(graph: gs.Graph, inputs: Sequence[Tensor], chosen: "Selection", target:
             f"target {target.text} is for classes. Say which box is meant: --target strongest for the surest, "
             "strongest:3 for the first three, or unit:2 for the third."
         )
-    said = [] if head is None else notes(head, target, channels, int(score.shape[head.axis]), chosen.class_axis)
+    said = _summed(chosen, target, is_output) if head is None else []
+    said += [] if head is None else notes(head, target, channels, int(score.shape[head.axis]), chosen.class_axis)
     return Found(head, _boxes(graph, inputs, chosen, head), by, _labels(graph) if by else None, said)
 
 
@@ -96,6 +98,20 @@ def counted(chosen: "Selection", found: Found, class_axis: int | None) -> "Selec
     elif found.head is not None and class_axis is None and made.class_axis != found.head.axis:
         made = made._replace(class_axis=found.head.axis, why="its parts lie along it", question="")
     return chosen._replace(counting=made, notes=notes_)
+
+
+def _summed(chosen: "Selection", target: Target, is_output: bool) -> list[str]:
+    """A word about targets that sum over the positions of a score [N, A, C], which a detector's user may not mean."""
+    counting = chosen.counting
+    rest = [d for a, d in enumerate(counting.shape) if a not in (counting.batch_axis, counting.class_axis) and d != 1]
+    if target.kind not in CLASS_TARGETS or len(counting.shape) != 3 or len(rest) != 1 or not is_output:
+        return []
+    many = rest[0] if fixed(rest[0]) else "all"
+    return [
+        f"target {target.text} sums each class over {many} positions of {chosen.output.name!r} "
+        f"{_words(counting.shape)}, as anchors or queries are; --target strongest explains the strongest of them, "
+        "strongest:3 three"
+    ]
 
 
 def _boxes(graph: gs.Graph, inputs: Sequence[Tensor], chosen: "Selection", head: Head | None) -> Boxes | None:
@@ -251,15 +267,3 @@ def _whole(x: Tensor) -> Tensor:
     while node is not None and node.op in ("Slice", "Split"):
         x, node = node.inputs[0], producer(node.inputs[0])
     return x
-
-
-def positions(score: Tensor, class_axis: int | None) -> int | None:
-    """How many positions a score has beside its batch and its classes: a product, or None where it is open."""
-    total = 1
-    for at, size in enumerate(score.shape):
-        if at == 0 or at == class_axis:
-            continue
-        if not fixed(size):
-            return None
-        total *= int(size)
-    return total

@@ -7,7 +7,7 @@ A `PhotoExplainer` makes an `ExplainedPhoto`, plain arrays and names, of an imag
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ from gbprewrite.class_axis import classes_second, samples_first
 from gbprewrite.companions import reads_layer
 from gbprewrite.errors import DataError, UsageError
 from gbprewrite.final_activation import source_of
+from gbprewrite.heads import IN_WORDS
 from gbprewrite.plaintext import plain
 from gbprewrite.preprocessing import Options, Preprocessing, plan
 from gbprewrite.runtime import arrays, images
 from gbprewrite.runtime import pictures as drawing
+from gbprewrite.runtime.boxes import Detection, Detector
 from gbprewrite.runtime.explainer import Explainer, Explanation
 from gbprewrite.runtime.labels import Labels, check_number
 from gbprewrite.runtime.layout import Row, compose, png
+from gbprewrite.subset import numbers_of
 
 Array = npt.NDArray[Any]
 
@@ -42,7 +45,7 @@ class ClassScore:
     """One class: its index (several coordinates for a unit), label and value, None where unknown.
 
     meaning says what the value is: "probability", "log-probability" or "score", and whether it is a sum; of a unit of
-    the inner tensor `layer` it is an "activation".
+    the inner tensor `layer` it is an "activation". A detector's unit has a `detection`.
     """
 
     index: tuple[int, ...]
@@ -50,14 +53,27 @@ class ClassScore:
     value: float | None
     meaning: str
     layer: str | None = None
+    detection: Detection | None = None
 
     def name(self) -> str:
-        """`espresso (class 967)`, or what is known of it."""
+        """`espresso (class 967)`, `dog (class 16), anchor 812, box 12,30 to 99,120`, or what is known of it."""
+        if self.detection is not None:
+            return self._detection_in_words(self.detection)
         is_class = len(self.index) == 1 and self.layer is None
         place = f"class {self.index[0]}" if is_class else f"unit {','.join(map(str, self.index))}"
         if self.layer is not None:
             return f"{self.layer}, {place}"
         return f"{self.label} ({place})" if self.label else place
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types."""
+        return {**asdict(self), "detection": self.detection and self.detection.to_json()}
+
+    def _detection_in_words(self, found: Detection) -> str:
+        what = f"class {found.number}" if found.number is not None else IN_WORDS.get(found.role, found.role)
+        named = f"{self.label} ({what})" if self.label else what
+        place = f"{found.counted} {','.join(map(str, found.anchor))}"
+        return ", ".join([named, place, *([found.box.text()] if found.box else [])])
 
     def title(self) -> str:
         """`espresso (class 967), probability 0.940`"""
@@ -141,6 +157,7 @@ class PhotoExplainer:
         self.input = self.explainer.inputs[0]
         self.preprocessing = self._preprocessing(proto, preprocessing)
         self._meaning = meaning_of(proto, record["output"])
+        self._detector = Detector.of(record)
         self._inner = not only_maps and record["output"] not in {o.name for o in proto.graph.output}
 
     def _preprocessing(self, model: ModelProto, said: Options | None) -> Preprocessing:
@@ -173,7 +190,40 @@ class PhotoExplainer:
         order = () if values is None or scores is None else np.argsort(-scores, kind="stable")[:TOP]
         top = [self._class(int(i), values, meaning) for i in order]
         explained, maps = self._explained(explanation, values, meaning)
+        if self._by_detection:
+            top, explained = self._detections(explanation, [one.index for one in explained], image)
         return ExplainedPhoto(Path(path), np.asarray(image), explained, maps, top)
+
+    @property
+    def _by_detection(self) -> bool:
+        """Whether single units of a detector's output are explained."""
+        target = seed.parse(self.explainer.record["target"])
+        return self._detector is not None and target.one_unit and not self._inner
+
+    def _detections(
+        self, explanation: Explanation, units: Sequence[tuple[int, ...]], image: Image.Image
+    ) -> tuple[list[ClassScore], list[ClassScore]]:
+        """The highest scores at different positions, and the units that are explained, as detections."""
+        record, detector = self.explainer.record, self._detector
+        assert detector is not None
+        output = explanation.outputs.get(record["output"])
+        channels = record["options"]["channels"]
+        count = 1 if output is None or record["class_axis"] is None else output.shape[record["class_axis"]]
+        subset = None if channels is None else numbers_of(channels, count, "the score")
+        scores = explanation.outputs.get(self.explainer.score_output, output)
+        highest = [] if scores is None else detector.strongest(scores, subset, TOP)
+        if not detector.head["selected"]:
+            check_number(self.labels, detector.classes(count))
+        every = [self._detected(explanation, unit, image) for unit in (*highest, *units)]
+        return every[: len(highest)], every[len(highest) :]
+
+    def _detected(self, explanation: Explanation, unit: tuple[int, ...], image: Image.Image) -> ClassScore:
+        assert self._detector is not None
+        found = self._detector.detection(unit, explanation.outputs, image.height, image.width)
+        one = self._unit(explanation, unit)
+        label = self.labels.get(found.number) if self.labels is not None and found.number is not None else None
+        meaning = (self._detector.meaning if found.role == "scores" else None) or one.meaning
+        return replace(one, label=label, meaning=meaning, detection=found)
 
     def _class_values(self, explanation: Explanation, name: str) -> tuple[Array | None, str]:
         """Of an output one number for each class, and what it is; None for an inner tensor, which is no output."""
@@ -187,7 +237,8 @@ class PhotoExplainer:
         values = sample.reshape(len(sample), -1).sum(axis=1)
         if sample.size > len(sample):
             meaning = f"{meaning} summed over the positions"
-        check_number(self.labels, len(values))
+        if not self._by_detection:
+            check_number(self.labels, len(values))
         return values.astype(np.float64), meaning
 
     def _explained(
@@ -246,8 +297,15 @@ def rows(explained: ExplainedPhoto, style: drawing.Style | None = None) -> list[
         with naming(explained.path):
             panels = [drawing.panels(method, values, explained.photo, style) for method, values in maps.items()]
         photo = drawing.photo(explained.path.name, explained.photo)
-        found.append(Row(one.title(), [photo, *(p for some in panels for p in some)], _columns(len(panels), style)))
+        every = [_boxed(panel, one) for panel in (photo, *(p for some in panels for p in some))]
+        found.append(Row(one.title(), every, _columns(len(panels), style)))
     return found
+
+
+def _boxed(panel: drawing.Panel, one: ClassScore) -> drawing.Panel:
+    """A panel with the box of a detection."""
+    box = one.detection.box if one.detection is not None else None
+    return panel if box is None else panel._replace(pixels=box.drawn(panel.pixels))
 
 
 def _columns(methods: int, style: drawing.Style) -> int:

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -173,7 +173,7 @@ class Outcome:
         return {
             "image": str(self.image),
             **{kind: str(path) for kind, path in self.written.items()},
-            **{key: [asdict(one) for one in found] for key, found in classes.items()},
+            **{key: [one.to_json() for one in found] for key, found in classes.items()},
         }
 
     def text(self) -> str:
@@ -188,6 +188,10 @@ class Outcome:
         said = said if explained[0].layer is None else explained[0].meaning
         values = [one.value or 0.0 for one in top]
         said += "" if values == sorted(values, reverse=True) else ", in the order of the score that is explained"
+        reasons = {one.detection.why_not for one in explained if one.detection is not None} - {""}
+        lines += [f"  no box is drawn: {reason}" for reason in sorted(reasons)]
+        reads = {one.detection.box.read_as for one in explained if one.detection is not None and one.detection.box}
+        lines += [f"  boxes are read as {read}" for read in sorted(reads)]
         lines += [f"  {kind}: {path}" for kind, path in self.written.items()]
         return "\n".join(map(plain, ["", f"{self.image}  ({said})", *lines]))
 
