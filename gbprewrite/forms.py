@@ -4,120 +4,23 @@ A form of a tensor y is a tensor x of the same shape, its base, and the pieces o
 base but themselves. Behind comparisons, masks and simple arithmetic a tensor has several: itself, and those before it.
 """
 
-import math
-from collections.abc import Callable, Hashable, Sequence
-from functools import reduce
-from typing import Any, TypeAlias
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from gbprewrite import piecewise
+from gbprewrite.element_functions import ELEMENTWISE, Function
 from gbprewrite.piecewise import IDENTITY, Pieces, Unknown, constant
 from gbprewrite.shapes import constant_of, producer, same_shape
-from gbprewrite.tensors import Tensor, is_float, numpy_dtype
+from gbprewrite.tensors import Tensor, is_float
 
 MOST_BASES = 6
 HANDED_ON = (
     *("Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile", "Slice"),
     *("Gather", "Cast", "CastLike", "Split"),
 )
-Function: TypeAlias = Callable[..., Pieces]
-
-
-def _cast(x: Pieces, node: gs.Node) -> Pieces:
-    """Between floats nothing changes; to Boolean all but 0 becomes 1; to integers constants are cut."""
-    kind = numpy_dtype(node.outputs[0])
-    if kind == np.bool_:
-        return piecewise.tested(x, bool)
-    return x if is_float(node.outputs[0]) else piecewise.rounded(x, math.trunc)
-
-
-def _clip(node: gs.Node, x: Pieces, low: Pieces | None = None, high: Pieces | None = None) -> Pieces:
-    x = x if low is None else piecewise.largest(x, low)
-    return x if high is None else piecewise.smallest(x, high)
-
-
-def _power(node: gs.Node, x: Pieces, exponent: Pieces) -> Pieces:
-    number = exponent.number()
-    if number == 0.5:
-        return piecewise.root(x)
-    if number not in (1, 2):
-        raise Unknown
-    return x if number == 1 else piecewise.multiplied(x, x)
-
-
-def _quotient(node: gs.Node, a: Pieces, b: Pieces) -> Pieces:
-    number = b.number()
-    if not number or not is_float(node.outputs[0]):
-        raise Unknown
-    return piecewise.combined(
-        lambda parts: {name: tuple(c / number for c in polynomial) for name, polynomial in parts[0].items()}, a
-    )
-
-
-def _leaky(node: gs.Node, x: Pieces, slope: Pieces) -> Pieces:
-    return piecewise.chosen(piecewise.tested(x, lambda sign: sign > 0), x, piecewise.multiplied(x, slope))
-
-
-def _elu(node: gs.Node, x: Pieces) -> Pieces:
-    if node.attrs.get("alpha", 1.0) != 0:
-        raise Unknown
-    return piecewise.largest(x, constant(0.0))
-
-
-def _mean(node: gs.Node, *xs: Pieces) -> Pieces:
-    return piecewise.multiplied(reduce(piecewise.added, xs), constant(1 / len(xs)))
-
-
-def _comparison(holds: Callable[[float], bool]) -> Function:
-    return lambda node, a, b: piecewise.tested(piecewise.added(a, piecewise.negated(b)), holds)
-
-
-def _folded(two: Callable[[Pieces, Pieces], Pieces]) -> Function:
-    return lambda node, *xs: reduce(two, xs)
-
-
-def _rounded(to: Callable[[float], float]) -> Function:
-    return lambda node, x: piecewise.rounded(x, to)
-
-
-ELEMENTWISE: dict[str, Function] = {
-    **dict.fromkeys(("Identity", "Dropout"), lambda node, x, *_: x),
-    **dict.fromkeys(("Cast", "CastLike"), lambda node, x, *_: _cast(x, node)),
-    "Add": _folded(piecewise.added),
-    "Sum": _folded(piecewise.added),
-    "Mean": _mean,
-    "Sub": lambda node, a, b: piecewise.added(a, piecewise.negated(b)),
-    "Mul": _folded(piecewise.multiplied),
-    "Div": _quotient,
-    "Neg": lambda node, x: piecewise.negated(x),
-    "Abs": lambda node, x: piecewise.magnitude(x),
-    "Sign": lambda node, x: piecewise.signs(x),
-    "Sqrt": lambda node, x: piecewise.root(x),
-    "Exp": lambda node, x: piecewise.exponential(x),
-    "Pow": _power,
-    "Max": _folded(piecewise.largest),
-    "Min": _folded(piecewise.smallest),
-    "Relu": lambda node, x: piecewise.largest(x, constant(0.0)),
-    "LeakyRelu": lambda node, x: _leaky(node, x, constant(node.attrs.get("alpha", 0.01))),
-    "PRelu": _leaky,
-    "Elu": _elu,
-    "Clip": _clip,
-    "Where": lambda node, condition, a, b: piecewise.chosen(condition, a, b),
-    "Greater": _comparison(lambda sign: sign > 0),
-    "GreaterOrEqual": _comparison(lambda sign: sign >= 0),
-    "Less": _comparison(lambda sign: sign < 0),
-    "LessOrEqual": _comparison(lambda sign: sign <= 0),
-    "Equal": _comparison(lambda sign: sign == 0),
-    "Not": lambda node, x: piecewise.tested(x, lambda sign: sign == 0),
-    "And": lambda node, a, b: piecewise.tested(piecewise.multiplied(a, b), bool),
-    "Or": lambda node, a, b: piecewise.tested(piecewise.added(a, b), bool),
-    "Xor": lambda node, a, b: piecewise.tested(piecewise.added(a, piecewise.negated(b)), bool),
-    "Ceil": _rounded(math.ceil),
-    "Floor": _rounded(math.floor),
-    "Round": _rounded(round),
-}
 REDUCED = {"ReduceMax": "Max", "ReduceMin": "Min", "ReduceSum": "Sum", "ReduceMean": "Mean"}
 
 
@@ -130,6 +33,7 @@ class Forms:
         self._tensors: dict[int, Tensor] = {}
         self._numbers: dict[int, float | None] = {}
         self._weights: set[int] = set()
+        self._alive: list[Tensor] = []  # so that no tensor gets the id() of one that a raised node has dropped
 
     def of(self, t: Tensor) -> list[tuple[Tensor, Pieces]]:
         """(base, pieces), the nearest base first."""
@@ -138,7 +42,7 @@ class Forms:
     def number(self, t: Tensor) -> float | None:
         """The one number that a tensor is proved to hold everywhere, else None."""
         if id(t) not in self._numbers and isinstance(t, gs.Constant):
-            self._tensors[id(t)] = t  # which keeps the id taken
+            self._alive.append(t)
             self._numbers[id(t)] = number_in(t.values)
         return self._numbers.get(id(t))
 
@@ -148,7 +52,8 @@ class Forms:
 
     def look_at(self, node: gs.Node) -> None:
         """Learn what a node makes of what is known of its inputs."""
-        if node.domain not in (None, "", "ai.onnx") or not node.outputs:
+        self._alive += [*node.inputs, *node.outputs]
+        if node.domain not in (None, "", "ai.onnx") or not node.outputs or _drops_at_random(node):
             return
         self._follow_numbers(node)
         y = node.outputs[0]
@@ -318,6 +223,12 @@ def _axes(node: gs.Node) -> list[int]:
     """The axes that an operator names in an attribute or in a constant; none where they are computed."""
     value = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
     return [int(n) for n in (node.attrs.get("axes", []) if value is None else value.ravel())]
+
+
+def _drops_at_random(node: gs.Node) -> bool:
+    """Whether a node is a Dropout that may be active."""
+    training = constant_of(node.inputs[2]) if node.op == "Dropout" and len(node.inputs) > 2 else np.zeros(1)
+    return training is None or bool(training.any())
 
 
 def _keeps(node: gs.Node, number: float) -> bool:

@@ -2,20 +2,22 @@
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from gbprewrite.forms import Forms
 from gbprewrite.gatelike import GATE_LIKE, is_gate_like
-from gbprewrite.rectifier_idioms import close, is_read_by_others, recognised
+from gbprewrite.hard_idioms import raise_hard
+from gbprewrite.raising import RAISED as RAISED
+from gbprewrite.raising import RAMP as RAMP
+from gbprewrite.raising import Readers, become, with_scalar
+from gbprewrite.raising import scalar as scalar
+from gbprewrite.rectifier_idioms import recognised
 from gbprewrite.shapes import constant_of, same_shape
 from gbprewrite.shapes import producer as producer  # which further modules take from here
 from gbprewrite.tensors import numpy_dtype
 
-RAMP = "gbprewrite_ramp"  # attribute of a Clip, Max or Relu that is the ramp inside a hard-sigmoid
-RAISED = "gbprewrite_idiom"  # attribute of a raised node: how the source spells it
 SPELLINGS = {"Max": "Max(x, 0)", "Where": "Where(x > 0, x, 0)"}  # of a ReLU
 
 
@@ -25,154 +27,32 @@ def raise_idioms(graph: gs.Graph, weights: Iterable[str] = ()) -> None:
     Larger idioms come first: the Clip inside a hard-swish must be gone before a Clip is asked whether it is a ReLU6.
     `weights` are names of initializers that the graph lists as inputs.
     """
-    for recognise in (partial(_hard, graph), _silu, _gelu_erf, _gelu_tanh, _mish, partial(_relu6, graph)):
-        for node in list(graph.nodes):
+    readers = Readers(graph.outputs)
+    raise_hard(graph, readers)
+    for recognise in (_silu, _gelu_erf, _gelu_tanh, _mish, partial(_relu6, readers=readers)):
+        for node in graph.nodes:
             recognise(node)
-    _raise_pieces(graph, Forms(frozenset(weights)))
+    _raise_pieces(graph, Forms(frozenset(weights)), readers)
     for node in graph.nodes:
         _softmax(node)
 
 
-def _raise_pieces(graph: gs.Graph, forms: Forms) -> None:
+def _raise_pieces(graph: gs.Graph, forms: Forms, readers: Readers) -> None:
     """Name what is a rectifier, or a relative of one, as a function of an earlier tensor; mark what looks like one."""
     for node in graph.nodes:
         forms.look_at(node)
         if RAMP in node.attrs:
             continue
-        raised = recognised(graph, node, forms)
+        raised = recognised(node, forms, readers)
         if raised is not None:
             spelling = SPELLINGS.get(node.op) if raised.operator == "Relu" else None
             formula = spelling or f"{raised.formula} by {node.op}"
-            _become(node, raised.operator, raised.x, formula, *raised.more, **raised.attributes)
+            become(node, raised.operator, raised.x, formula, *raised.more, **raised.attributes)
             node.outputs = node.outputs[:1]
             node.outputs[0].shape = raised.x.shape
     for node in graph.nodes:
         if RAMP not in node.attrs and RAISED not in node.attrs and is_gate_like(node, forms):
             node.attrs[GATE_LIKE] = True
-
-
-def _become(node: gs.Node, op: str, x: gs.Tensor, idiom: str, *more: gs.Tensor, **attrs: Any) -> None:
-    node.op, node.attrs = op, {**attrs, RAISED: idiom}
-    node.inputs = [x, *more]
-
-
-def scalar(t: gs.Tensor) -> float | None:
-    """The value of a constant of one element, else None."""
-    value = constant_of(t)
-    return float(value.ravel()[0]) if value is not None and value.size == 1 else None
-
-
-def _with_scalar(node: gs.Node | None, *ops: str) -> tuple[gs.Tensor, float] | None:
-    """(x, c) when the node computes x ∘ c, or c ∘ x, with a scalar constant c; Div only as x / c."""
-    if node is None or node.op not in ops or len(node.inputs) != 2:
-        return None
-    for x, c in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
-        value = scalar(c)
-        if value is not None and not isinstance(x, gs.Constant):
-            return x, value
-        if node.op in ("Div", "Pow", "Sub"):
-            break
-    return None
-
-
-def _ramp(t: gs.Tensor) -> tuple[gs.Tensor, float, float] | None:
-    """(x, c, top) when t = clip(x + c, 0, top) with 0 < c < top: the ramp inside a hard-sigmoid."""
-    node = producer(t)
-    if node is None:
-        return None
-    if node.op == "Clip" and len(node.inputs) == 3:
-        low, top, source = scalar(node.inputs[1]), scalar(node.inputs[2]), node.inputs[0]
-    else:
-        bounded = _with_scalar(node, "Min")
-        inner = producer(bounded[0]) if bounded else None
-        if bounded is None or inner is None:
-            return None
-        zero = _with_scalar(inner, "Max")
-        if inner.op == "Relu":
-            low, top, source = 0.0, bounded[1], inner.inputs[0]
-        elif zero is not None:
-            low, top, source = zero[1], bounded[1], zero[0]
-        else:
-            return None
-    shifted = _with_scalar(producer(source), "Add")
-    if shifted is None or low != 0 or top is None or not 0 < shifted[1] < top:
-        return None
-    return shifted[0], shifted[1], top
-
-
-def _scaled_ramp(t: gs.Tensor) -> tuple[gs.Tensor, float, float, float] | None:
-    """(x, α, β, top) when t = clip(αx + β, 0, top) with top near 1: a hard-sigmoid in any of its spellings."""
-    node = producer(t)
-    if node is not None and node.op == "HardSigmoid":
-        return node.inputs[0], node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5), 1.0
-    ramp = _ramp(t)
-    if ramp and abs(ramp[2] - 1) < 1e-3:
-        inner = _with_scalar(producer(ramp[0]), "Mul", "Div")
-        if inner:
-            times = inner[1] if producer(ramp[0]).op == "Mul" else 1 / inner[1]  # type: ignore[union-attr]
-            return inner[0], times, ramp[1], ramp[2]
-        return ramp[0], 1.0, ramp[1], ramp[2]
-    factor = _with_scalar(node, "Mul", "Div")
-    if factor and node is not None:
-        scale = factor[1] if node.op == "Mul" else 1 / factor[1]
-        ramp = _ramp(factor[0])
-        if ramp and abs(scale * ramp[2] - 1) < 1e-3:
-            return ramp[0], scale, ramp[1] * scale, ramp[2] * scale
-    return None
-
-
-def _hard(graph: gs.Graph, node: gs.Node) -> None:
-    """Hard-swish x·clip(x+3, 0, 6)/6 in its groupings, then hard-sigmoid."""
-    if node.op not in ("Mul", "Div", "Clip", "Min"):
-        return
-    if node.op == "Mul" and len(node.inputs) == 2:
-        for x, gate in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
-            found = _scaled_ramp(gate)
-            if found and found[0] is x and close(found[1], 1 / 6) and close(found[2], 0.5):
-                return _become(node, "HardSwish", x, "x · hard-sigmoid(x)")
-    factor = _with_scalar(node, "Mul", "Div")
-    if factor:
-        scale = factor[1] if node.op == "Mul" else 1 / factor[1]
-        product = producer(factor[0])
-        if product is not None and product.op == "Mul" and len(product.inputs) == 2:
-            for x, gate in ((product.inputs[0], product.inputs[1]), (product.inputs[1], product.inputs[0])):
-                ramp = _ramp(gate)
-                if ramp and ramp[0] is x and ramp[1] == 3 and ramp[2] == 6 and close(scale, 1 / 6):
-                    return _become(node, "HardSwish", x, "x · clip(x + 3, 0, 6) / 6")
-    found = _scaled_ramp(node.outputs[0])
-    if found and node.op != "HardSigmoid":
-        x, alpha, beta, top = found
-        if close(top, 1):
-            _become(node, "HardSigmoid", x, "clip(αx + β, 0, 1)", alpha=alpha, beta=beta, from_x=1)
-        else:
-            _mark_ramp(graph, node)
-    return None
-
-
-def _mark_ramp(graph: gs.Graph, node: gs.Node | None) -> None:
-    """A ramp with constants that are a little off is no HardSigmoid; its parts keep their rules, and are no ReLU.
-
-    What reads a part beside the ramp still reads a ReLU: the ramp gets a part of its own, which has the same values.
-    """
-    reader = None
-    while node is not None and node.op in ("Mul", "Div", "Min", "Max", "Relu", "Clip"):
-        if node.op in ("Min", "Max", "Relu", "Clip"):
-            node = node if reader is None else _own(graph, node, reader)
-            node.attrs[RAMP] = True
-        reader = node
-        node = next((p for p in map(producer, node.inputs) if p is not None), None)
-
-
-def _own(graph: gs.Graph, node: gs.Node, reader: gs.Node) -> gs.Node:
-    """The node, or where it has more readers than one a copy that only this one reads."""
-    if not is_read_by_others(graph, node, reader):
-        return node
-    y = node.outputs[0]
-    made = gs.Variable(y.name, y.dtype, y.shape)
-    copy = gs.Node(node.op, node.name, dict(node.attrs), list(node.inputs), [made], domain=node.domain)
-    reader.inputs = [made if t is y else t for t in reader.inputs]
-    graph.nodes.insert(graph.nodes.index(node), copy)  # before it, so that its name leads to the original
-    return copy
 
 
 def _silu(node: gs.Node) -> None:
@@ -182,7 +62,7 @@ def _silu(node: gs.Node) -> None:
     for x, gate in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
         inner = producer(gate)
         if inner is not None and inner.op == "Sigmoid" and inner.inputs[0] is x:
-            return _become(node, "Swish", x, "x · sigmoid(x)", alpha=1.0)
+            return become(node, "Swish", x, "x · sigmoid(x)", alpha=1.0)
     return None
 
 
@@ -214,7 +94,7 @@ def _half_one_plus(node: gs.Node, inner_op: str) -> tuple[gs.Tensor, gs.Node] | 
     if len(factors) != 2 or abs(scale - 0.5) > 1e-6:
         return None
     for x, sum_ in ((factors[0], factors[1]), (factors[1], factors[0])):
-        plus_one = _with_scalar(producer(sum_), "Add")
+        plus_one = with_scalar(producer(sum_), "Add")
         inner = producer(plus_one[0]) if plus_one and plus_one[1] == 1 else None
         if inner is not None and inner.op == inner_op:
             return x, inner
@@ -228,7 +108,7 @@ def _gelu_erf(node: gs.Node) -> None:
         x, inner = found
         factors, scale = _factors(inner.inputs[0])
         if len(factors) == 1 and factors[0] is x and abs(scale - 0.5**0.5) < 1e-5:
-            _become(node, "Gelu", x, "x/2 · (1 + erf(x/√2))", approximate="none")
+            become(node, "Gelu", x, "x/2 · (1 + erf(x/√2))", approximate="none")
 
 
 def _gelu_tanh(node: gs.Node) -> None:
@@ -245,10 +125,10 @@ def _gelu_tanh(node: gs.Node) -> None:
         return
     for linear, cubic in ((total.inputs[0], total.inputs[1]), (total.inputs[1], total.inputs[0])):
         powers, weight = _factors(cubic)
-        cube = _with_scalar(producer(powers[0]), "Pow") if len(powers) == 1 else None
+        cube = with_scalar(producer(powers[0]), "Pow") if len(powers) == 1 else None
         is_cube = (cube and cube[0] is x and cube[1] == 3) or (len(powers) == 3 and all(p is x for p in powers))
         if linear is x and is_cube and abs(weight - 0.044715) < 1e-6:
-            return _become(node, "Gelu", x, "x/2 · (1 + tanh(√(2/π)(x + 0.044715x³)))", approximate="tanh")
+            return become(node, "Gelu", x, "x/2 · (1 + tanh(√(2/π)(x + 0.044715x³)))", approximate="tanh")
 
 
 def _mish(node: gs.Node) -> None:
@@ -259,28 +139,28 @@ def _mish(node: gs.Node) -> None:
         inner = producer(gate)
         soft = producer(inner.inputs[0]) if inner is not None and inner.op == "Tanh" else None
         if soft is not None and soft.op == "Softplus" and soft.inputs[0] is x:
-            return _become(node, "Mish", x, "x · tanh(softplus(x))")
+            return become(node, "Mish", x, "x · tanh(softplus(x))")
     return None
 
 
-def _relu6(graph: gs.Graph, node: gs.Node) -> None:
+def _relu6(node: gs.Node, readers: Readers) -> None:
     """min(max(x, 0), 6), max(min(x, 6), 0) and min(relu(x), 6), with any positive constant for 6.
 
     A ReLU that others read too stays one, for the sum of all cotangents.
     """
-    outer = _with_scalar(node, "Min", "Max")
+    outer = with_scalar(node, "Min", "Max")
     inner = producer(outer[0]) if outer else None
-    if outer is None or inner is None or RAMP in node.attrs or is_read_by_others(graph, inner, node):
+    if outer is None or inner is None or RAMP in node.attrs or readers.beside(inner, node):
         return
     if node.op == "Min" and inner.op == "Relu":
         x, least, most = inner.inputs[0], 0.0, outer[1]
     else:
-        x, bound = _with_scalar(inner, "Max" if node.op == "Min" else "Min") or (None, 0.0)
+        x, bound = with_scalar(inner, "Max" if node.op == "Min" else "Min") or (None, 0.0)
         least, most = (bound, outer[1]) if node.op == "Min" else (outer[1], bound)
     if x is not None and least == 0 < most and same_shape(x, node.outputs[0]):
         zero = gs.Constant(f"{node.name}/zero", np.zeros((), numpy_dtype(x)))
         top = next(c for c in (node if node.op == "Min" else inner).inputs if scalar(c) is not None)
-        _become(node, "Clip", x, f"{node.op} of {inner.op}", zero, top)
+        become(node, "Clip", x, f"{node.op} of {inner.op}", zero, top)
 
 
 def _softmax(node: gs.Node) -> None:
@@ -303,7 +183,7 @@ def _softmax(node: gs.Node) -> None:
         x = shifted.inputs[0]
     if same_shape(x, node.outputs[0]):
         name, idiom = {"Div": ("Softmax", "exp / Σ exp"), "Sub": ("LogSoftmax", "x - log Σ exp")}[node.op]
-        _become(node, name, x, idiom, axis=axis)
+        become(node, name, x, idiom, axis=axis)
 
 
 def _unstretched(t: gs.Tensor) -> gs.Tensor:

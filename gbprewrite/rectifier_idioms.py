@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 
 from gbprewrite.forms import Forms
 from gbprewrite.piecewise import EXP, IDENTITY, ONE, Part, Pieces, number_of
+from gbprewrite.raising import Readers
 from gbprewrite.shapes import producer
 from gbprewrite.tensors import Tensor, numpy_dtype, onnx_type
 
@@ -23,8 +24,6 @@ SLOPED = ("Elu", "LeakyRelu", "PRelu")  # which have a name already, but where t
 
 LINEAR = ("Add", "Cast", "Div", "Identity", "Mean", "Mul", "Neg", "Sub", "Sum")  # with a constant factor or divisor
 MOST_PARTS = 32
-COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero", "Sign")
-WITHOUT_VALUES = (*COMPARISONS, "Shape", "Size")  # which read no more than signs, order and shapes
 
 
 class Raised(NamedTuple):
@@ -42,7 +41,7 @@ def close(a: float, b: float) -> bool:
     return abs(a - b) <= 1e-6 * abs(b)
 
 
-def recognised(graph: gs.Graph, node: gs.Node, forms: Forms) -> Raised | None:
+def recognised(node: gs.Node, forms: Forms, readers: Readers) -> Raised | None:
     """The activation that a node computes of an earlier tensor, None for a node that has its name or is none."""
     if node.op in KEPT or not node.outputs or node.outputs[0].dtype is None:
         return None
@@ -53,7 +52,7 @@ def recognised(graph: gs.Graph, node: gs.Node, forms: Forms) -> Raised | None:
             x = _like(node, base, forms) if named else None
             if named is None or x is None or named[0] == node.op or (node.op in SLOPED and named[0] != "Relu"):
                 continue
-            if named[0] in ("Relu", "Clip") and (_adds_rectifiers(node, forms) or _caps_another(graph, node, forms)):
+            if named[0] in ("Relu", "Clip") and (_adds_rectifiers(node, forms) or _caps_another(node, forms, readers)):
                 return None
             more = tuple(gs.Constant(f"{node.name}/{v}", np.array(v, numpy_dtype(x))) for v in named[1].pop("more", ()))
             return Raised(named[0], x, named[1], named[1].pop("formula"), more)
@@ -94,17 +93,10 @@ def _adds_rectifiers(node: gs.Node, forms: Forms) -> bool:
     return True
 
 
-def _caps_another(graph: gs.Graph, node: gs.Node, forms: Forms) -> bool:
+def _caps_another(node: gs.Node, forms: Forms, readers: Readers) -> bool:
     """Whether a Min caps a rectifier that others read too: it stays one, for the sum of all cotangents."""
     inner = [n for n in map(producer, node.inputs) if node.op == "Min" and n is not None and _is_rectifier(n, forms)]
-    return any(is_read_by_others(graph, n, node) for n in inner)
-
-
-def is_read_by_others(graph: gs.Graph, node: gs.Node, reader: gs.Node) -> bool:
-    """Whether the values of one node go on by another way than through a reader."""
-    y, given_out = node.outputs[0], {id(t) for t in graph.outputs}
-    others = [n for n in y.outputs if n is not reader and n.op not in WITHOUT_VALUES]
-    return id(y) in given_out or any(t.outputs or id(t) in given_out for n in others for t in n.outputs)
+    return any(readers.beside(n, node) for n in inner)
 
 
 def _is_rectifier(node: gs.Node, forms: Forms) -> bool:

@@ -14,8 +14,9 @@ from onnx import ModelProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from gbprewrite import quantised
+from gbprewrite.element_functions import ELEMENTWISE
 from gbprewrite.errors import ModelError
-from gbprewrite.forms import ELEMENTWISE, HANDED_ON, number_in
+from gbprewrite.forms import HANDED_ON, number_in
 from gbprewrite.idioms import raise_idioms, scalar
 from gbprewrite.inference import infer
 from gbprewrite.protos import elements

@@ -16,7 +16,7 @@ NUMBERS: dict[str, Any] = {
     "zero": 0, "zero1": [0], "zeros": np.zeros(8), "one": 1, "two": 2, "three": 3, "six": 6, "half": 0.5, "tenth": 0.1,
     "eps": 1e-5, "low": -3, "slopes": np.arange(1, 9) / 10, "turned": -np.arange(1, 9) / 10,
     "nothing": np.zeros((3, 1, 8)), "first": np.array([0]), "axis": np.array([1]), "off": 0.1666, "alpha": 1.5,
-    "gamma": 1.25,
+    "gamma": 1.25, "true": np.array(True),
 }  # fmt: skip
 SHAPED = "s = Shape (x) z = ConstantOfShape (s)"
 MASK = "p = Greater (x, zero) m = Cast <to = 1> (p)"
@@ -70,7 +70,7 @@ def source_of(body: str, kind: str = "float", opset: int = 20, batch: str = "N")
     """x [N, 8] → y [N, 8]"""
     used = {name: np.array(v) for name, v in NUMBERS.items() if re.search(rf"[(,] ?{name}\b", body)}
     dtype = {"float": np.float32, "float16": np.float16}[kind]
-    weights = {name: v if name in ("first", "axis") else v.astype(dtype) for name, v in used.items()}
+    weights = {name: v if name in ("first", "axis", "true") else v.astype(dtype) for name, v in used.items()}
     if kind == "float16":
         body = body.replace("to = 1>", "to = 10>")
         body = body.replace("ConstantOfShape", "ConstantOfShape <value = float16[1] {0}>")
@@ -210,6 +210,10 @@ RELATIVES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "r = RandomUniformLike (x) p = Greater (r, zero) y = Where (p, x, zero)",
         [("Where", "other")],
     ),
+    "active dropout": (
+        "s = Shape (x) o = Expand (one, s) d = Dropout (o, half, true) m = Sub (d, one) y = Max (x, m)",
+        [("Max", "other")],
+    ),
     "guard against NaN": ("p = IsNaN (x) y = Where (p, zero, x)", [("Where", "other")]),
     # Like rectifiers, and under no name that a rule has
     "x · (x > 1)": ("p = Greater (x, one) m = Cast <to = 1> (p) y = Mul (x, m)", [("Mul", UNNAMED)]),
@@ -225,6 +229,8 @@ RELATIVES: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
 }
 
+RANDOM_OR_MIXED = ("dropout", "active dropout", "larger zeros", "the largest alone")
+
 
 @pytest.mark.parametrize("name", RELATIVES)
 def test_what_is_no_relu(name: str) -> None:
@@ -232,7 +238,9 @@ def test_what_is_no_relu(name: str) -> None:
     assert roles(source_of(body)) == expected
 
 
-@pytest.mark.parametrize("name", [n for n in RELATIVES if n not in ("dropout", "larger zeros", "the largest alone")])
+@pytest.mark.parametrize(
+    "name", [n for n in RELATIVES if n not in ("dropout", "active dropout", "larger zeros", "the largest alone")]
+)
 def test_derivative_of_what_is_no_relu(name: str) -> None:
     """Against central differences in float64, away from the bends."""
     source = gbprewrite.reference.in_float64(source_of(RELATIVES[name][0]))
