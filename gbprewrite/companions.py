@@ -185,8 +185,15 @@ def integrated_gradients(work: Work, method: str) -> list[Map]:
 def _mean_gradients(work: Work, points: Mapping[str, Tensor], count: int, tag: str) -> list[Map]:
     """The gradient of the original input's score, averaged over points [count, N, ...] of each input."""
     is_open = all(t.shape and not fixed(t.shape[0]) for t in (*work.chosen.inputs, work.chosen.score))
+    apart = not is_open or _by_batch(work.graph)
     work.op.scope = tag
-    return (_in_one_batch if is_open else _one_by_one)(work, points, count, tag)
+    return (_one_by_one if apart else _in_one_batch)(work, points, count, tag)
+
+
+def _by_batch(graph: gs.Graph) -> bool:
+    """Whether a network normalises by the statistics of its batch: points among the samples would change these."""
+    inner = [n for node in graph.nodes for a in node.attrs.values() if isinstance(a, gs.Graph) for n in a.nodes]
+    return any(n.op == "BatchNormalization" and n.attrs.get("training_mode") for n in (*graph.nodes, *inner))
 
 
 def _in_one_batch(work: Work, points: Mapping[str, Tensor], count: int, tag: str) -> list[Map]:
@@ -199,7 +206,7 @@ def _in_one_batch(work: Work, points: Mapping[str, Tensor], count: int, tag: str
 
 
 def _one_by_one(work: Work, points: Mapping[str, Tensor], count: int, tag: str) -> list[Map]:
-    """A model of fixed batch is there once for each point."""
+    """A model of fixed batch, or one whose samples depend on each other, is there once for each point."""
     op, instances, first = work.op, work.instances(), np.array([0], np.int64)
     found = []
     for k in range(count):

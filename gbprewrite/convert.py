@@ -19,6 +19,7 @@ from gbprewrite import (
     heatmaps,
     modelfile,
     policies,
+    randomness,
     report,
     seed,
     select,
@@ -220,6 +221,9 @@ def _converted(
     chosen = select.select(graph, result, score, inputs, class_axis, through_softmax, opset_of(result), moved)
     head = detections.find(graph, select.real_inputs(graph, result), chosen, wanted, channels)
     chosen = detections.counted(chosen, head, class_axis)
+    randomness.refuse_other_points(chosen.score, methods)
+    masks = randomness.show_masks(result, graph, chosen.nodes, prefix)
+    chosen = chosen._replace(notes=[*chosen.notes, *randomness.notes(chosen.score)])
     everywhere = list(differentiate.with_branches(chosen.nodes, chosen.inputs))
     found, marked = select.rectifiers(everywhere, methods, rectify)
     layers = companions.layers_for(graph, chosen, methods, settings.methods)
@@ -258,7 +262,7 @@ def _converted(
     record = report.record(result, added, chosen, methods, wanted, names, maps, found, marked)
     rows = [{"kind": g.kind, "input": g.input, "name": g.name} for g in given]
     record |= {"given": rows, "embedded": None, "preprocessing": None, "head": head.to_json()}
-    record |= report.cam_layers(chosen, layers)
+    record |= {"masks": masks, **report.cam_layers(chosen, layers)}
     if made_of is not None:
         record["preprocessing"] = embedded.facts(made_of)
     if settings.embed and made_of is not None:

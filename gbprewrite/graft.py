@@ -6,7 +6,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, helper, numpy_helper
 
-from gbprewrite import embedded, modelfile, report
+from gbprewrite import embedded, modelfile, randomness, report
 from gbprewrite.branches import captured, reads
 from gbprewrite.errors import ModelError
 from gbprewrite.lowering import Builder
@@ -85,6 +85,7 @@ def restore(model: ModelProto) -> ModelProto:
     own = len(model.graph.node) - record["added"]["nodes"]
     made = {name for node in model.graph.node[own:] for name in node.output}
     del model.graph.node[own:]
+    randomness.hide_masks(model, record["masks"])
     del model.graph.initializer[len(model.graph.initializer) - record["added"]["initializers"] :]
     gained = {m["output"] for m in record["maps"]} | {record["explained_index_name"]}
     given = report.given_names(record)

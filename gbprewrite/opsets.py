@@ -174,6 +174,14 @@ def _dropout(u: _Upgrade) -> None:
     u.take("ratio")
 
 
+def _dropout_7(u: _Upgrade) -> None:
+    """In opset 6 a Dropout that is not said to be a test drops."""
+    if not u.take("is_test"):
+        ratio = u.take("ratio")
+        u.node.input.append(u.constant("ratio", 0.5 if ratio is None else ratio, np.float32))
+        u.node.input.append(u.constant("training", True, np.bool_))
+
+
 def _clip(u: _Upgrade) -> None:
     kind = u.dtype()
     bounds = [(role, u.take(role)) for role in ("min", "max")]
@@ -325,7 +333,7 @@ UPGRADES: dict[str, list[tuple[int, Callable[[_Upgrade], None]]]] = {
     **{name: [(7, _broadcast_7)] for name in ("Add", "Sub", "Mul", "Div", "Pow")},
     "BatchNormalization": [(7, _batch_normalization_7), (9, _batch_normalization_9), (14, _batch_normalization_14)],
     "Clip": [(11, _clip)],
-    "Dropout": [(7, _without("is_test")), (12, _dropout)],
+    "Dropout": [(7, _dropout_7), (12, _dropout)],
     "Gemm": [(7, _without("broadcast"))],
     "GridSample": [(20, _grid_sample)],
     "Hardmax": [(13, _coerced_softmax)],

@@ -44,6 +44,7 @@ SHAPE: dict[str, Any] = {
     **dict.fromkeys(("nodes", "opset"), int),
     "methods": [str],
     "stepped_over": [str],
+    "masks": [str],
     "moved": [str],
     "rectifiers": [TREATMENT],
     "activations": [TREATMENT],

@@ -5,6 +5,7 @@ Source: https://onnx.ai/onnx/operators/onnx__If.html.
 
 import onnx_graphsurgeon as gs
 
+from gbprewrite.randomness import draws
 from gbprewrite.rules import vjp
 from gbprewrite.shapes import Refused
 from gbprewrite.tensors import is_float
@@ -18,6 +19,8 @@ def if_(op, dys, ys, condition, *captured, then_branch, else_branch, rule_of):
 
     if not all(map(is_float, captured)):
         raise Refused("a branch takes quantised values from around it")
+    if any(draws(node) for branch in (then_branch, else_branch) for node in branch.nodes):
+        raise Refused("a branch draws random numbers, and the way back would have to draw the same again")
     dys = [op.Identity(dy) if isinstance(dy, gs.Constant) else dy for dy in dys]
     made = {}
     for name, branch in (("then_branch", then_branch), ("else_branch", else_branch)):

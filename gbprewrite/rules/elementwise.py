@@ -9,7 +9,7 @@ import numpy as np
 
 from gbprewrite.quantised import scale_of
 from gbprewrite.rules import vjp
-from gbprewrite.shapes import Refused
+from gbprewrite.shapes import Refused, constant_of
 from gbprewrite.tensors import HALF, is_float, numpy_dtype, onnx_type
 
 
@@ -219,10 +219,25 @@ def mod(op, dy, y, a, b, *, fmod):
     return dy, lambda: op.Neg(op.Mul(dy, op.Div(op.Sub(a, y), b)))
 
 
-@vjp("Identity", "Dropout")
-def identity(op, dy, y, x, *ratio_and_mode):
-    """dx = dy (inference)"""
+@vjp("Identity")
+def identity(op, dy, y, x):
+    """dx = dy"""
     return dy
+
+
+@vjp("Dropout", all_outputs=True)
+def dropout(op, dys, ys, x, ratio=None, training=None):
+    """dx = dy (inference), or dy · mask / (1 - ratio) with the mask of this run"""
+    dy, on, dropped = dys[0], constant_of(training), constant_of(ratio)
+    if training is None or (on is not None and not on.any()):
+        return dy
+    if len(ys) < 2 or not ys[1].name:
+        raise Refused("it drops at random inside a branch, and what it dropped can't be seen from outside")
+    if ratio is None or dropped is not None:
+        kept = np.array(1 / (1 - (0.5 if dropped is None else float(dropped.ravel()[0]))), numpy_dtype(dy))
+    else:
+        kept = op.Reciprocal(op.Sub(1, op.cast_to(ratio, dy)))
+    return op.Mul(op.mask(dy, ys[1]), kept if on is not None else op.Where(training, kept, one(dy)))
 
 
 @vjp("Cast", "CastLike")
