@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite import differentiate, policies
+from gbprewrite import bounds, differentiate, policies
 from gbprewrite.channels import FeatureLayer, feature_layers
 from gbprewrite.errors import UsageError
 from gbprewrite.instances import Instances
@@ -146,7 +146,7 @@ def interpolation(op: Builder, size: Dim, wanted: Dim, like: Tensor) -> Tensor:
 
     As a product it runs in every precision and on every provider; Resize has no float64 kernel.
     """
-    if fixed(size) and fixed(wanted):
+    if fixed(size) and fixed(wanted) and size * wanted <= bounds.CONSTANT:
         at = np.clip((np.arange(wanted) + 0.5) * (size / wanted) - 0.5, 0, size - 1)
         return op.constant(np.maximum(1 - np.abs(at[:, None] - np.arange(size)), 0), numpy_dtype(like))
     wide = op.wide(like)

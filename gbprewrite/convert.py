@@ -244,6 +244,7 @@ def _converted(
     op.weights = modelfile.constants(result)
     op.deep = len(chosen.nodes) >= DEEP
     op.reserve([*gained, *names_inside(result.graph)])
+    op.taken = frozenset(t.name for t in result.graph.initializer)
     seeds = seed.seeds(op, chosen.score, wanted, chosen.counting, names, channels)
     outputs: list[Tensor] = []
     gained_inputs = {(g.kind, g.input): gs.Variable(g.name, g.dtype, g.shape) for g in given}
@@ -301,16 +302,14 @@ def _inspected(given: ModelProto) -> report.Inspection:
     normal = normalise(source)
     graph = view(normal)
     inputs = [t for t in select.real_inputs(graph, normal) if is_float(t)]
-    nodes: dict[int, gs.Node] = {}
-    for output in graph.outputs:
-        on_the_way = differentiate.path(graph, inputs, output)
-        nodes.update({id(n): n for n in differentiate.with_branches(on_the_way, inputs)})
-    found = [n for n in map(policies.nonlinearity, nodes.values()) if n]
+    on_the_way = differentiate.path(graph, inputs, *graph.outputs)
+    nodes = list(differentiate.with_branches(on_the_way, inputs))
+    found = [n for n in map(policies.nonlinearity, nodes) if n]
     return report.Inspection(
         **facts,
         nonlinearities=report.treatments(found, list(policies.COMBINATORS), policies.rectified(found)),
-        pools=report.pools(nodes.values()),
-        missing=differentiate.missing(nodes.values(), opset_of(normal)),
+        pools=report.pools(nodes),
+        missing=differentiate.missing(nodes, opset_of(normal)),
     )
 
 

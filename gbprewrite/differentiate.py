@@ -39,13 +39,17 @@ PLACES = {
 CASTS = ("Cast", "CastLike")  # of levels into integers of another width
 
 
-def path(graph: gs.Graph, inputs: Sequence[Tensor], score: Tensor) -> list[gs.Node]:
-    """Nodes through which the inputs reach the score by real numbers (quantised ones too), in the graph's order."""
-    return between(graph.nodes, inputs, score)
+def path(graph: gs.Graph, inputs: Sequence[Tensor], *scores: Tensor) -> list[gs.Node]:
+    """Nodes through which the inputs reach any of the scores by real numbers (quantised ones too), in their order."""
+    return between(graph.nodes, inputs, *scores)
 
 
-def between(nodes: Sequence[gs.Node], inputs: Sequence[Tensor], score: Tensor) -> list[gs.Node]:
-    """Of nodes in an order that runs, those through which the inputs reach the score by real numbers."""
+def made_on_the_way(graph: gs.Graph, inputs: Sequence[Tensor]) -> set[int]:
+    """id() of what is made by nodes that the inputs reach by real numbers; a path to each of them is not empty."""
+    return {id(t) for n in _reached(graph.nodes, inputs) for t in n.outputs}
+
+
+def _reached(nodes: Sequence[gs.Node], inputs: Sequence[Tensor]) -> list[gs.Node]:
     reached = {id(t) for t in inputs}
     forward: list[gs.Node] = []
     for node in nodes:
@@ -54,9 +58,14 @@ def between(nodes: Sequence[gs.Node], inputs: Sequence[Tensor], score: Tensor) -
             reached.update(id(t) for t in carried)
             if carried:
                 forward.append(node)
-    needed = {id(score)}
+    return forward
+
+
+def between(nodes: Sequence[gs.Node], inputs: Sequence[Tensor], *scores: Tensor) -> list[gs.Node]:
+    """Of nodes in an order that runs, those through which the inputs reach any of the scores by real numbers."""
+    needed = {id(score) for score in scores}
     found: list[gs.Node] = []
-    for node in reversed(forward):
+    for node in reversed(_reached(nodes, inputs)):
         if any(id(t) in needed for t in node.outputs):
             found.append(node)
             needed.update(id(t) for t in _valued(node))
@@ -125,8 +134,7 @@ def with_branches(nodes: Sequence[gs.Node], inputs: Sequence[Tensor]) -> Iterato
 
 def _through(branch: gs.Graph, inputs: Sequence[Tensor], outputs: Iterable[Tensor]) -> list[gs.Node]:
     """The nodes of a branch through which the inputs reach any of its outputs."""
-    found = {id(n) for y in outputs for n in between(branch.nodes, inputs, y)}
-    return [n for n in branch.nodes if id(n) in found]
+    return between(branch.nodes, inputs, *outputs)
 
 
 def missing(nodes: Iterable[gs.Node], opset: int) -> list[Obstacle]:

@@ -32,8 +32,10 @@ class Emitter:
         self.from_weights: dict[int, bool] = {}  # id() of a tensor → whether constants alone decide it
         self.deep = False  # whether the network has so many layers that bounds of each say nothing of all
         self.forward: set[int] = {id(n) for n in forward.nodes}  # the nodes that were there before
+        self.taken: frozenset[str] = frozenset()  # names that the forward graph leaves out
         self.scope = "grad"
         self._names: set[str] = {n.name for n in forward.nodes}
+        self._last_numbers: dict[str, int] = {}  # where the search for a free name begins
         self._known: MutableMapping[Any, list[Tensor]] = {}
         self._constants: dict[Any, gs.Constant] = {}
         self._built: set[int] = set()
@@ -75,10 +77,10 @@ class Emitter:
     def inside(self, branch: gs.Graph) -> Self:
         """A builder for a graph inside a node: it sees what was built around it, and takes no name twice."""
         made = type(self)(branch, self.opset, self.prefix, self.spelling)
-        made.scope, made.weights, made.deep = self.scope, self.weights, self.deep
+        made.scope, made.weights, made.taken, made.deep = self.scope, self.weights, self.taken, self.deep
         made.forward |= self.forward
         self._names |= made._names
-        made._names = self._names
+        made._names, made._last_numbers = self._names, self._last_numbers
         made._known = ChainMap(made._known, self._known)
         return made
 
@@ -126,10 +128,11 @@ class Emitter:
         self._names.update(names)
 
     def unique(self, name: str) -> str:
-        candidate, count = name, 1
-        while candidate in self._names:
+        candidate, count = name, self._last_numbers.get(name, 1)
+        while candidate in self._names or candidate in self.taken:
             count += 1
             candidate = f"{name}_{count}"
+        self._last_numbers[name] = count
         self._names.add(candidate)
         return candidate
 

@@ -1,5 +1,6 @@
 """The last scores before outputs that have no gradient, such as class numbers: what a user may mean to explain."""
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 import onnx_graphsurgeon as gs
@@ -10,25 +11,27 @@ from gbprewrite.final_activation import final_activation
 from gbprewrite.names import shortlist
 from gbprewrite.tensors import Tensor, is_float
 
-MOST = 50  # tensors that are looked at: scores lie near the outputs
+MOST = 50  # tensors that are looked at beside the outputs: scores lie near them
 
 
-def reached(graph: gs.Graph, inputs: Sequence[Tensor], tensor: Tensor) -> bool:
-    """Whether inputs reach a float tensor by differentiable steps."""
-    return tensor.dtype is not None and is_float(tensor) and bool(differentiate.path(graph, inputs, tensor))
+def reached(made: set[int], tensor: Tensor) -> bool:
+    """Whether a float tensor is among those that differentiable steps from the inputs make."""
+    return tensor.dtype is not None and is_float(tensor) and id(tensor) in made
 
 
 def ends(graph: gs.Graph, inputs: Sequence[Tensor], outputs: Iterable[Tensor]) -> list[Tensor]:
     """The tensors that inputs reach by differentiable steps and that are nearest to these outputs, or the outputs."""
     found: list[Tensor] = []
-    todo = list(outputs)
+    made = differentiate.made_on_the_way(graph, inputs)
+    todo = deque(outputs)
     seen: set[int] = set()
-    while todo and len(seen) < MOST:
-        tensor = todo.pop(0)
+    most = MOST + len(todo)
+    while todo and len(seen) < most:
+        tensor = todo.popleft()
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        if reached(graph, inputs, tensor):
+        if reached(made, tensor):
             found.append(tensor)
         else:
             todo += [t for node in tensor.inputs for t in differentiate.read_by(node) if isinstance(t, gs.Variable)]

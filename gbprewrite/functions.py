@@ -10,6 +10,7 @@ import onnx
 import onnx.inliner
 from onnx import FunctionProto, ModelProto, NodeProto, TypeProto
 
+from gbprewrite import propagation
 from gbprewrite.inference import typed_skeleton, types_of
 from gbprewrite.modelfile import opset_of
 from gbprewrite.rules import NO_GRADIENT, VJP
@@ -21,7 +22,7 @@ def expand_functions(model: ModelProto) -> None:
     """Replace, in place, every node without a rule by the body that the standard gives it, if it gives one."""
     while any(_schema(node, opset_of(model)) for node in model.graph.node):
         skeleton = typed_skeleton(model)
-        types = types_of(onnx.shape_inference.infer_shapes(skeleton, data_prop=True))
+        types = types_of(propagation.infer_shapes(skeleton))
         for node in skeleton.graph.node:
             schema = _schema(node, opset_of(model))
             body = _body(schema, node, types, opset_of(model)) if schema else None

@@ -5,15 +5,16 @@ and known shapes alone, so inference and constant folding take turns until neith
 """
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from gbprewrite import bounds, foldable, propagation
 from gbprewrite.modelfile import without_weights
-from gbprewrite.protos import elements, put_nodes
+from gbprewrite.protos import elements, graphs, put_nodes
 from gbprewrite.qlinear import SpeltOut
 from gbprewrite.rules.linear import subscripts
 from gbprewrite.symbols import UNKNOWN, unify
@@ -33,14 +34,17 @@ def infer(model: ModelProto) -> ModelProto:
     skeleton = typed_skeleton(model)
     _forget(skeleton, "?")  # two unknown dimensions, not twice the same one
     spelt = SpeltOut(skeleton)
-    while True:
+    room = max(bounds.FOLDED, skeleton.ByteSize())
+    rounds = bounds.ROUNDS + bounds.NODES_LOOKED_AT // (len(skeleton.graph.node) + 1)
+    for number in range(rounds):
         _name_sizes(skeleton)
-        skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
-        if not _Folding(skeleton).run():
-            spelt.put_back(skeleton)
-            unify(skeleton.graph)
-            return skeleton
+        skeleton = propagation.infer_shapes(skeleton)
+        if not _Folding(skeleton, room).run() or number == rounds - 1:
+            break
         _forget(skeleton, UNKNOWN)  # inference's own names, which would stand in the way of what it knows now
+    spelt.put_back(skeleton)
+    unify(skeleton.graph)
+    return skeleton
 
 
 def _forget(model: ModelProto, name: str) -> None:
@@ -60,11 +64,20 @@ def _name_sizes(model: ModelProto) -> None:
 
 
 def typed_skeleton(model: ModelProto) -> ModelProto:
-    """A copy in which weights are typed inputs that are large, not at hand, or for a caller to replace."""
+    """A copy in which weights are typed inputs that are large, not at hand, or for a caller to replace.
+
+    Without those that no node reads.
+    """
     skeleton = without_weights(model, SMALL)
     kept = {t.name for t in skeleton.graph.initializer} | {i.name for i in skeleton.graph.input}
+    read = {name for g in graphs(model.graph) for n in g.node for name in n.input}
+    read |= {o.name for g in graphs(model.graph) for o in g.output}
+    if not kept <= read:  # a file may hold a million that nobody reads
+        used = [t for t in skeleton.graph.initializer if t.name in read]
+        del skeleton.graph.initializer[:]
+        skeleton.graph.initializer.extend(used)
     for tensor in model.graph.initializer:
-        if tensor.name not in kept:
+        if tensor.name not in kept and tensor.name in read:
             skeleton.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     return skeleton
 
@@ -97,6 +110,15 @@ def _ranks_read(graph: GraphProto) -> dict[str, int]:
     return found
 
 
+CONSTANTS: dict[str, Callable[[AttributeProto], np.ndarray[Any, Any]]] = {
+    "value": lambda a: numpy_helper.to_array(a.t),
+    "value_float": lambda a: np.array(a.f, np.float32),
+    "value_floats": lambda a: np.array(a.floats, np.float32),
+    "value_int": lambda a: np.array(a.i, np.int64),
+    "value_ints": lambda a: np.array(a.ints, np.int64),
+}
+
+
 class _Folding:
     """One walk over a model: known values become initializers, half-known shapes are declared.
 
@@ -104,8 +126,10 @@ class _Folding:
     stands for its symbol and that operators in MOVES carry along.
     """
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, room: int) -> None:
+        """`room`: bytes that the initializers may have together."""
         self.model, self.graph = model, model.graph
+        self.room = room - sum(t.ByteSize() for t in self.graph.initializer)
         self.types = types_of(model)
         # A default that the caller may override is no constant.
         given = {i.name for i in model.graph.input}
@@ -128,9 +152,9 @@ class _Folding:
             if value is None:
                 declared |= self._declare(node)
             elif self._placeholders(value).any():
-                self.half_known[node.output[0]] = numpy_helper.from_array(value, node.output[0])
+                self.half_known[node.output[0]] = self._kept(value, node.output[0])
             elif node.output[0] not in outputs:
-                self.known[node.output[0]] = numpy_helper.from_array(value, node.output[0])
+                self.known[node.output[0]] = self._kept(value, node.output[0])
                 self.graph.initializer.append(self.known[node.output[0]])
                 continue
             left.append(node)
@@ -143,11 +167,16 @@ class _Folding:
             self.graph.value_info.extend(said)
         return folded or declared
 
+    def _kept(self, value: np.ndarray[Any, Any], name: str) -> TensorProto:
+        tensor = numpy_helper.from_array(value, name)
+        self.room -= tensor.ByteSize()
+        return tensor
+
     def _fold_split(self, node: NodeProto, outputs: set[str]) -> bool:
         """Fold a Split of a known value, the one operator of several outputs that shape arithmetic uses."""
         if any(name and name not in self.known for name in node.input) or outputs & set(node.output):
             return False
-        if elements(self.known[node.input[0]].dims) > SMALL:
+        if elements(self.known[node.input[0]].dims) > SMALL or self.room < 0:
             return False
         graph = helper.make_graph(
             [node],
@@ -158,7 +187,7 @@ class _Folding:
         )
         whole = helper.make_model(graph, opset_imports=list(self.model.opset_import), ir_version=self.model.ir_version)
         for name, part in zip(node.output, ReferenceEvaluator(whole).run(None, {}), strict=True):
-            self.known[name] = numpy_helper.from_array(np.asarray(part), name)
+            self.known[name] = self._kept(np.asarray(part), name)
             self.graph.initializer.append(self.known[name])
         return True
 
@@ -174,9 +203,12 @@ class _Folding:
         tensors = self._operands(node)
         if not (tensors or node.op_type == "Constant"):
             return None
-        shape = self._shape(node.output[0])
-        if max([elements(t.dims) for t in tensors.values()] + [elements(shape or [0])], default=0) > SMALL:
+        size = foldable.result_size(node, [tensors.get(name) for name in node.input])
+        sizes = [elements(t.dims) for t in tensors.values()] + [elements(self._shape(node.output[0]) or [0])]
+        if size is None or max(size, *sizes) > SMALL or self.room < 0:
             return None
+        if node.op_type == "Constant" and node.attribute[0].name in CONSTANTS:
+            return CONSTANTS[node.attribute[0].name](node.attribute[0])
         graph = helper.make_graph(
             [node], "fold", [], [helper.make_empty_tensor_value_info(node.output[0])], list(tensors.values())
         )

@@ -54,8 +54,8 @@ def layers(model: str | os.PathLike[str] | ModelProto, score: str | None = None,
         inputs = select.input_tensors(graph, normal)
         wanted = graph.outputs if score is None else [select.named(graph, score)]
         scores = ends(graph, inputs, wanted)  # of a class number those that it is the highest of
-        nodes = {id(n): n for end in scores for n in differentiate.path(graph, inputs, end)}
-        way = [n for n in graph.nodes if id(n) in nodes]
+        way = differentiate.path(graph, inputs, *scores)
+        nodes = {id(n): n for n in way}
         return [
             Layer(t.name, n.op, n.name, tuple(map(_dimension, t.shape)))
             for n, t in _tensors(way, nodes, scores)

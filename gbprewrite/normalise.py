@@ -16,7 +16,7 @@ import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from gbprewrite import notation, ordering
+from gbprewrite import expansion, notation, ordering, propagation
 from gbprewrite.branches import hoist_weights, settle_branches
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.functions import expand_functions
@@ -52,6 +52,7 @@ def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
     notation.write_out_sparse(model)
     ordering.sort(model)
     if model.functions:
+        expansion.check_expansion(model)
         model = _inlined(model)
     _repair_shapes(model)
     if model.ir_version < 4:
@@ -114,7 +115,7 @@ def _correct_shapes(model: ModelProto) -> None:
     for value in skeleton.graph.output:
         value.type.tensor_type.ClearField("shape")
     with contextlib.suppress(onnx.shape_inference.InferenceError):
-        found = types_of(onnx.shape_inference.infer_shapes(skeleton, data_prop=True))
+        found = types_of(propagation.infer_shapes(skeleton))
         symbols = {d.dim_param for v in model.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param}
         for value in [*model.graph.value_info, *model.graph.output]:
             if value.name in found and _contradict(read_type(value.type)[1], read_type(found[value.name])[1], symbols):

@@ -170,7 +170,8 @@ def input_tensors(graph: gs.Graph, model: ModelProto, names: Sequence[str] = ())
 def _output(graph: gs.Graph, inputs: Sequence[Tensor], name: str | None) -> Tensor:
     if name is not None:
         return named(graph, name)
-    able = [t for t in graph.outputs if ends.reached(graph, inputs, t)]
+    made = differentiate.made_on_the_way(graph, inputs)
+    able = [t for t in graph.outputs if ends.reached(made, t)]
     listing = shortlist(f"{t.name} {t.shape}" for t in able or graph.outputs)
     if not able:
         raise ModelError(

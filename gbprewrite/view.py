@@ -78,12 +78,15 @@ def nest_concatenations(graph: gs.Graph) -> None:
     The layers of a DenseNet concatenate everything before them. Differentiated as they stand, each hands a sliver to
     each of its predecessors, and the number of sums grows with the square of the depth.
     """
-    earlier: dict[tuple[Any, ...], gs.Tensor] = {}
+    earlier: dict[int, gs.Tensor] = {}
+    begun: dict[tuple[int, Any], int] = {}  # the first parts of any concatenation, each with one more, are numbered
     for node in graph.nodes:
         if node.op != "Concat" or node.domain not in (None, "", "ai.onnx"):
             continue
         parts = list(node.inputs)
-        keys = [(node.attrs.get("axis"), *map(id, parts[:n])) for n in range(len(parts) + 1)]
+        keys = [begun.setdefault((0, node.attrs.get("axis")), len(begun) + 1)]
+        for part in parts:
+            keys.append(begun.setdefault((keys[-1], id(part)), len(begun) + 1))
         longest = next((n for n in range(len(parts) - 1, 1, -1) if keys[n] in earlier), None)
         if longest is not None:
             node.inputs = [earlier[keys[longest]], *parts[longest:]]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gbprewrite import bounds
 from gbprewrite.lowering.verbs import END
 from gbprewrite.shapes import fixed
 from gbprewrite.tensors import Tensor
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from gbprewrite.lowering.convolutions import Convolutions
     from gbprewrite.lowering.windows import Window
 
+MOST_PHASES = 1024  # each is a convolution of its own
 FEWEST_CHANNELS = 16  # of x: a block of onnxruntime's layout is filled up, so that fewer would cost as much as these
 
 
@@ -57,6 +59,8 @@ def input_grad(op: "Convolutions", dy: Tensor, x: Tensor, w: Tensor, window: "Wi
     """dx of y = Conv(x, w), shaped [N, C, H, W]; None where ConvTranspose is the better, or the only, spelling."""
     lengths = [*x.shape[1:], *dy.shape[1:], *w.shape, *window.begin]
     if len(x.shape) != 4 or not all(map(fixed, lengths)) or x.shape[1] < FEWEST_CHANNELS:
+        return None
+    if prod(window.strides) > MOST_PHASES or max(window.kernel) > bounds.WINDOW:
         return None
     axes = [along(a, window, x.shape[a + 2], dy.shape[a + 2]) for a in range(2)]
     if any(t.begin < 0 or t.end < 0 for taps in axes for t in taps) or not all(map(_contiguous, axes)):

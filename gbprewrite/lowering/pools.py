@@ -1,9 +1,12 @@
 """Adjoints of max and average pooling, in the spelling that is asked for."""
 
+import math
 from typing import Any
 
 import numpy as np
 
+from gbprewrite import bounds
+from gbprewrite.bounds import check_constant
 from gbprewrite.lowering import unpooling
 from gbprewrite.lowering.convolutions import Convolutions
 from gbprewrite.lowering.windows import Window
@@ -83,6 +86,7 @@ class Pools(Convolutions):
     def _window_sum(self, v: Tensor, x: Tensor, window: Window) -> Tensor:
         """A transposed depthwise convolution with ones."""
         channels = x.shape[1]
+        check_constant((channels if fixed(channels) else 1) * math.prod(window.kernel), "a window of ones")
         if fixed(channels):
             ones = self.constant(np.ones([channels, 1, *window.kernel], numpy_dtype(v)))
             made = self._as_convs(v, x, ones, window, channels)
@@ -101,13 +105,17 @@ class Pools(Convolutions):
         for axis in range(n):
             size, outputs = self.dim(x, axis + 2), self.dim(dy, axis + 2)
             begin, end = window.begin[axis], window.end[axis]
-            offsets = np.arange(window.kernel[axis]) * window.dilations[axis]
+            kernel, dilation = window.kernel[axis], window.dilations[axis]
             shape = [1, 1] + [-1 if a == axis else 1 for a in range(n)]
             if all(map(fixed, (size, outputs, begin, end))):
-                at = np.arange(outputs)[:, None] * window.strides[axis] - begin + offsets
+                check_constant(outputs, "what each window counts, a list")
+                starts: Any = np.arange(outputs) * window.strides[axis] - begin
                 low, high = (-begin, size + end) if with_pads else (0, size)
-                count: Any = ((at >= low) & (at < high)).sum(1).reshape(shape)
+                before, within = (np.clip(-((starts - edge) // dilation), 0, kernel) for edge in (low, high))
+                count: Any = (within - before).reshape(shape)
             else:
+                check_constant(kernel, "the steps of its window, a list")
+                offsets = np.arange(kernel) * dilation
                 starts = self.Sub(self.Mul(self.range(outputs), window.strides[axis]), self.vector([begin]))
                 at = self.Add(self.Unsqueeze(starts, np.array([1])), offsets.astype(np.int64))
                 low = self.vector([self.calc("Sub", 0, begin)]) if with_pads else np.array([0])
@@ -117,7 +125,7 @@ class Pools(Convolutions):
                 count = self.Reshape(summed, np.array(shape, np.int64))
             if total is None:
                 total = count
-            elif isinstance(total, np.ndarray) and isinstance(count, np.ndarray):
+            elif _are_small(total, count):
                 total = total * count
             else:
                 total, count = (self._number(v, dy) for v in (total, count))
@@ -126,3 +134,8 @@ class Pools(Convolutions):
 
     def _number(self, v: Any, like: Tensor) -> Any:
         return v.astype(numpy_dtype(like)) if isinstance(v, np.ndarray) else v
+
+
+def _are_small(a: Any, b: Any) -> bool:
+    """Whether both are arrays whose product may be written into the file."""
+    return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.size * b.size <= bounds.CONSTANT

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gbprewrite import bounds
 from gbprewrite.shapes import Dim, fixed
 from gbprewrite.tensors import Tensor, numpy_dtype
 
@@ -48,7 +49,12 @@ class Axis(NamedTuple):
 
 
 def applies(op: "Pools", dy: Tensor, x: Tensor, window: "Window") -> bool:
-    """Whether channels and padding are known, and the lengths too where their arithmetic would leave the device."""
+    """Whether channels and padding are known, and the lengths too where their arithmetic would leave the device.
+
+    Each step of a window and of a stride gets nodes of its own, so neither may be long.
+    """
+    if max(*window.kernel, *window.strides) > bounds.WINDOW:
+        return False
     known = [x.shape[1], *window.begin, *window.end]
     known += [] if op.spelling.open_comparisons or dy.shape is None else [*x.shape[2:], *dy.shape[2:]]
     return dy.shape is not None and all(map(fixed, known)) and numpy_dtype(x) in (np.float32, np.float64)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
+from gbprewrite import bounds
 from gbprewrite.shapes import Dim, Shapes, fixed, rank
 from gbprewrite.tensors import Tensor, numpy_dtype, onnx_type
 
@@ -58,7 +59,7 @@ class Verbs(Shapes):
 
     def eye(self, size: Dim, like: Tensor) -> Tensor:
         """The identity matrix."""
-        if isinstance(size, int):
+        if isinstance(size, int) and size * size <= bounds.CONSTANT:
             return self.constant(np.eye(size, dtype=numpy_dtype(like)))
         places = self.range(size)
         return self.cast_to(self.Equal(self.Unsqueeze(places, np.array([1])), places), like)

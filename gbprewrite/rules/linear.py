@@ -4,6 +4,7 @@ import string
 
 import numpy as np
 
+from gbprewrite.bounds import check_constant
 from gbprewrite.rules import vjp
 from gbprewrite.shapes import Refused, fixed, rank
 from gbprewrite.tensors import numpy_dtype
@@ -68,6 +69,7 @@ def det(op, dy, y, x):
     n = x.shape[-1]
     if not fixed(n):
         raise Refused("its size is not known")
+    check_constant(n * n, "a list of rows and columns")
     column = op.reshape(dy, [*op.dims(dy), 1, 1])
     if n == 1:
         return op.reshape_like(column, x)

@@ -12,6 +12,7 @@ import itertools
 import numpy as np
 from onnx import TensorProto
 
+from gbprewrite.bounds import check_constant
 from gbprewrite.rules import decomposed, vjp
 from gbprewrite.rules.elementwise import zero
 from gbprewrite.rules.sampling import TAPS, interpolation, polynomial, split
@@ -260,6 +261,7 @@ def deform_conv(
     d = len(kernel)
     outputs = op.dims(offset)[2:]
     taps = int(np.prod(kernel))
+    check_constant(taps, "the taps of its kernel, a list")
     begin = list(pads or [0] * (2 * d))[:d]
     strides, dilations = strides or [1] * d, dilations or [1] * d
     images = op.calc("Mul", n, offset_group)

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from gbprewrite.bounds import check_constant
 from gbprewrite.rules import decomposed, vjp
 from gbprewrite.shapes import Refused, constant_of, fixed, rank
 
@@ -97,11 +98,12 @@ def col2im(op, dy, y, x, image, block, *, dilations, pads, strides):
     dilations, pads, strides = dilations or [1] * d, pads or [0] * (2 * d), strides or [1] * d
     padded = op.pad(dy, list(range(2, 2 + d)), pads[:d], pads[d:])
     sizes = [int(n) + pads[a] + pads[a + d] for a, n in enumerate(image)]
+    counts = [(sizes[a] - dilations[a] * (int(block[a]) - 1) - 1) // strides[a] + 1 for a in range(d)]
+    check_constant(math.prod([*map(int, block), *counts]), "the places of its blocks, a list")
     index = np.zeros([1] * (2 * d), np.int64)
     for axis in range(d):
-        count = (sizes[axis] - dilations[axis] * (int(block[axis]) - 1) - 1) // strides[axis] + 1
         taps = np.arange(block[axis]) * dilations[axis]
-        starts = np.arange(count) * strides[axis]
+        starts = np.arange(counts[axis]) * strides[axis]
         index = index * sizes[axis] + taps.reshape([-1 if a == axis else 1 for a in range(2 * d)])
         index = index + starts.reshape([-1 if a == axis + d else 1 for a in range(2 * d)])
     flat = op.reshape(padded, [*op.dims(dy)[:2], int(np.prod(sizes))])
