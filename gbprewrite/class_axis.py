@@ -27,6 +27,8 @@ class Counting(NamedTuple):
         question: the message of a UsageError, empty where the axis is known.
         moves: the nodes that bring the score into this shape.
         unbatched: whether the model's inputs have no axis of samples either.
+        said_above: a position of a segmentation says each class whose score is above this number; None where it says
+            the class of the highest score.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Counting(NamedTuple):
     question: str = ""
     moves: Sequence[gs.Node] = ()
     unbatched: bool = False
+    said_above: float | None = None
 
     def known(self) -> "Counting":
         """Itself. Raises UsageError where it can't be told which axis holds the classes."""

@@ -112,7 +112,10 @@ def convert(
             (a new int64 input `target` of shape [N]) or "seed" (a new input `seed` shaped like the score: the cotangent
             itself). Or one unit: "strongest" (the default with `layer`) of all, the strongest of a channel "channel:C",
             or the one at a position "unit:C,H,W". Its cotangent is 1, that of all others 0. Or the K strongest units at
-            different positions (along every axis but the classes'), "strongest:K", each with its own map.
+            different positions (along every axis but the classes'), "strongest:K", each with its own map. Or class C of
+            a segmentation, summed over the positions that say it: "region:C", or "region" for the class of the largest
+            region. A position says the class of its highest score, or, behind a Sigmoid and where there is one class,
+            each class whose probability is above one half. A sample without such a position has NaN maps.
         score: name of the graph output or inner tensor to explain; needed when several outputs qualify.
         layer: name of an inner tensor, or of the node that makes it, in place of `score`: where the unit is.
         inputs: names of the inputs to differentiate; by default every float input that the score depends on.

@@ -15,18 +15,22 @@ from gbprewrite import differentiate, subset, units
 from gbprewrite.class_axis import Counting, words
 from gbprewrite.errors import UsageError
 from gbprewrite.lowering import Builder
+from gbprewrite.regions import region
 from gbprewrite.shapes import fixed
 from gbprewrite.tensors import Tensor, numpy_dtype
 from gbprewrite.units import Classes, Seeds
 
-SPELLINGS = "argmax, INDEX, INDEX,INDEX,..., topk:K, unit:C,H,W, channel:C, strongest, strongest:K, input, or seed"
+SPELLINGS = (
+    "argmax, INDEX, INDEX,INDEX,..., topk:K, unit:C,H,W, channel:C, strongest, strongest:K, region, region:C, input, "
+    "or seed"
+)
 LARGEST_SEED = 2.0**100  # what masks reckon with
-WORDS = ("argmax", "strongest", "input", "seed")
+WORDS = ("argmax", "strongest", "region", "input", "seed")
 
 
 class Target(NamedTuple):
-    """kind is argmax, index, list, topk, unit, channel, strongest, input or seed; numbers are the indices, K (also of
-    `strongest:K`), the unit, or the channel."""
+    """kind is argmax, index, list, topk, unit, channel, strongest, region, input or seed; numbers are the indices, K
+    (also of `strongest:K`), the unit, the channel, or the class of the region."""
 
     kind: str
     numbers: tuple[int, ...] = ()
@@ -45,7 +49,7 @@ class Target(NamedTuple):
     @property
     def searches(self) -> bool:
         """Whether the values of the score decide what is explained."""
-        return self.kind in ("argmax", "topk", "strongest")
+        return self.kind in ("argmax", "topk", "strongest") or (self.kind == "region" and not self.numbers)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -62,13 +66,13 @@ def parse(target: str | int | Sequence[int]) -> Target:
         text += ","  # a list of one class, which keeps its axis
     if text in WORDS:
         return Target(text, (), text)
-    match = re.fullmatch(r"(unit:|channel:|topk:|strongest:|)(\d+(?:,\d+)*)(,?)", text)
+    match = re.fullmatch(r"(unit:|channel:|topk:|strongest:|region:|)(\d+(?:,\d+)*)(,?)", text)
     if match:
         prefix, numbers = match[1], tuple(map(int, match[2].split(",")))
         if prefix == "unit:" and not match[3]:
             return Target("unit", numbers, text)
-        if prefix == "channel:" and len(numbers) == 1 and not match[3]:
-            return Target("channel", numbers, text)
+        if prefix in ("channel:", "region:") and len(numbers) == 1 and not match[3]:
+            return Target(prefix[:-1], numbers, text)
         if prefix in ("topk:", "strongest:") and len(numbers) == 1 and numbers[0] > 0 and not match[3]:
             return Target(prefix[:-1], numbers, text)
         if not prefix:
@@ -88,7 +92,7 @@ def seeds(
     if channels is not None and not target.searches:
         raise UsageError(
             f"--channels {channels}: --target {target.text} says what is explained, and nothing is looked for. Leave "
-            "--channels out, or use --target argmax, topk:K, strongest or strongest:K."
+            "--channels out, or use --target argmax, topk:K, strongest, strongest:K or region."
         )
     if target.kind == "seed":
         given = gs.Variable(names["seed"], score.dtype, score.shape)
@@ -234,6 +238,7 @@ CLASS_TARGETS: dict[str, Callable[[Builder, Classes, Target, dict[str, str]], Se
     "argmax": _winner,
     "topk": _first_k,
     "input": _at_run_time,
+    "region": region,
 }
 
 

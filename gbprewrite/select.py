@@ -77,7 +77,8 @@ def select(
         )
     moves = over.moves if over is not None and moved else []
     counted = output if moves else explained
-    made = _counting(graph, model, counted, final, class_axis)._replace(moves=moves)
+    made = _counting(graph, model, counted, final, class_axis)
+    made = made._replace(moves=moves, said_above=_said_above(made, explained, final))
     stepped = [] if over is None else [over.activation]
     return Selection(output, explained, stepped, made, reached, nodes, notes)
 
@@ -98,6 +99,15 @@ def _counting(
     batched = [x for x in inputs if x.shape and id(x) not in axes.unbatched]
     made = counting(counted.name, counted.shape, holds, class_axis, [x.shape[0] for x in batched])
     return made._replace(unbatched=not batched)
+
+
+def _said_above(made: Counting, explained: Tensor, final: Final | None) -> float | None:
+    """The score above which a position says a class, by a Sigmoid; None where it says the class of the highest."""
+    if final is not None and final.activation.op == "Sigmoid":
+        return 0.0 if explained is final.score else 0.5
+    before = any(node.op == "Sigmoid" for node in explained.outputs)  # which makes its probabilities
+    single = made.class_axis is None or made.shape[made.class_axis] == 1
+    return 0.0 if before or (single and final is None) else None
 
 
 def _notes(output: Tensor, final: Final | None, as_it_is: bool) -> list[str]:

@@ -18,6 +18,7 @@ from gbprewrite.convert import convert
 from gbprewrite.errors import DataError
 from gbprewrite.final_activation import show_score
 from gbprewrite.protos import copied
+from gbprewrite.regions import said_by
 from gbprewrite.runtime import arrays
 from gbprewrite.runtime.explainer import slots_of
 from gbprewrite.runtime.session import Session, first_line
@@ -182,6 +183,10 @@ class Trial:
             return dy
         classes = self._counted(dy)
         samples = np.arange(len(classes))
+        if target.kind == "region":
+            said = said_by(self._counted(self.score), self.record["said_above"])
+            classes[samples, index] = said[samples, index]
+            return dy
         for k, column in enumerate(index.reshape(len(classes), -1).T):
             classes[samples, column] += weights[k]
         return dy

@@ -139,6 +139,17 @@ def test_scores_with_positions_are_summed_and_say_so(photo, head, meaning):
     np.testing.assert_allclose([one.value for one in found.top], expected, rtol=1e-6)
 
 
+def test_of_regions_the_list_has_their_sizes(photo):
+    """40 of the 64 pixels are red, 24 blue."""
+    found = explain.PhotoExplainer(spatial(), "gradient", "region", preprocessing=UNIT)(photo)
+    assert [(one.index, one.value) for one in found.top] == [((RED,), 40 / 64), ((BLUE,), 24 / 64), ((GREEN,), 0)]
+    assert {one.meaning for one in found.top} == {"share of the positions"}
+    assert found.explained == [found.top[0]]
+    np.testing.assert_array_equal(found.maps[0]["gradient"], PIXELS / 255 * np.eye(3)[RED])
+    with pytest.raises(DataError, match="no position says the class of target region:1"):
+        explain.PhotoExplainer(spatial(), "gradient", "region:1", preprocessing=UNIT)(photo)
+
+
 def test_a_unit_has_its_own_value_and_map(photo):
     found = explain.PhotoExplainer(spatial(), "guided", "unit:2,1,6", preprocessing=UNIT)(photo)
     (one,) = found.explained

@@ -42,7 +42,8 @@ def _split(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
 TARGETS = (
     "What is explained: argmax (the default), INDEX, INDEX,INDEX,..., or topk:K. Or one unit: strongest (the default "
     "with --layer), channel:C or unit:C,H,W, see --channel and --unit. Or the K strongest units at different "
-    "positions: strongest:K."
+    "positions: strongest:K. Or of a segmentation a class summed over the positions that say it: region:C, or region "
+    "for the class of the largest region."
 )
 AT_RUN_TIME = (
     " Or what is given at run time: input (an int64 input `target`), or seed (an input shaped like the score)."

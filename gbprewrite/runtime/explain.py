@@ -24,6 +24,7 @@ from gbprewrite.final_activation import source_of
 from gbprewrite.heads import IN_WORDS
 from gbprewrite.plaintext import plain
 from gbprewrite.preprocessing import Options, Preprocessing, plan
+from gbprewrite.regions import said_by
 from gbprewrite.runtime import arrays, images
 from gbprewrite.runtime import pictures as drawing
 from gbprewrite.runtime.boxes import Detection, Detector
@@ -184,8 +185,10 @@ class PhotoExplainer:
         with naming(path):
             image = images.fit(self.preprocessing, image)
             explanation = self.explainer(self._fed(image))
-        values, meaning = self._class_values(explanation, self.explainer.record["output"])
-        scores, _ = self._class_values(explanation, self.explainer.score_output)
+        by_region = seed.parse(self.explainer.record["target"]).kind == "region"
+        shown = self.explainer.score_output if by_region else self.explainer.record["output"]
+        values, meaning = self._class_values(explanation, shown, by_region)
+        scores, _ = self._class_values(explanation, self.explainer.score_output, by_region)
         # By what is explained: probabilities of 1.000 do not tell which of them the highest score is.
         order = () if values is None or scores is None else np.argsort(-scores, kind="stable")[:TOP]
         top = [self._class(int(i), values, meaning) for i in order]
@@ -225,7 +228,7 @@ class PhotoExplainer:
         meaning = (self._detector.meaning if found.role == "scores" else None) or one.meaning
         return replace(one, label=label, meaning=meaning, detection=found)
 
-    def _class_values(self, explanation: Explanation, name: str) -> tuple[Array | None, str]:
+    def _class_values(self, explanation: Explanation, name: str, by_region: bool) -> tuple[Array | None, str]:
         """Of an output one number for each class, and what it is; None for an inner tensor, which is no output."""
         output = explanation.outputs.get(name)
         if output is None or self._inner:
@@ -234,8 +237,11 @@ class PhotoExplainer:
         if not record["class_axis_reason"]:  # nobody knows, and nobody had to
             return None, meaning
         sample = classes_second(output, record["batch_axis"], record["class_axis"])[0]
+        if by_region:
+            sample = said_by(sample[None], record["said_above"])[0] / (sample[0].size or 1)
+            meaning = "share of the positions"
         values = sample.reshape(len(sample), -1).sum(axis=1)
-        if sample.size > len(sample):
+        if not by_region and sample.size > len(sample):
             meaning = f"{meaning} summed over the positions"
         if not self._by_detection:
             check_number(self.labels, len(values))

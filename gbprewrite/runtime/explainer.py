@@ -248,6 +248,12 @@ class Explainer:
             rows = range(len(maps[name]))
             finite = [x not in feeds or np.isfinite(feeds[x][i]).all() for i in rows]  # a photograph's bytes are
             void = [i for i in rows if np.isnan(maps[name][i]).all() and finite[i]]
+            if void and parse(self.record["target"]).kind == "region":
+                raise DataError(
+                    f"no position says the class of target {self.record['target']} in the score "
+                    f"{self.record['score']!r}{self._where(feeds, void, len(rows))}. Explain another class, or "
+                    "--target argmax, which sums a class over all positions."
+                )
             if void:
                 raise DataError(
                     f"the target does not exist in the score {self.record['score']!r}"
