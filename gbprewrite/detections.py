@@ -95,7 +95,7 @@ def counted(chosen: "Selection", found: Found, class_axis: int | None) -> "Selec
     if found.selected:
         why = f"its values are those of the boxes that {found.selected} left"
         made = made._replace(batch_axis=None, class_axis=None, why=why, question="")
-    elif found.head is not None and class_axis is None and made.class_axis != found.head.axis:
+    elif found.head is not None and found.head.mixed and class_axis is None and made.class_axis != found.head.axis:
         made = made._replace(class_axis=found.head.axis, why="its parts lie along it", question="")
     return chosen._replace(counting=made, notes=notes_)
 

@@ -119,7 +119,8 @@ def _parts(found: Sequence[Piece], depends: set[int]) -> list[Part]:
     all_kinds = {r.kind for r in ranges}
     if all_kinds == {"coordinates"}:
         part = _coordinates(ranges, cuts[0], cuts[-1])
-        return [part] if part.role == "boxes" else []
+        # A bias that differs along another axis is no grid: boxes are joined from what places and what sizes them.
+        return [part] if part.role == "boxes" and len(ranges) > 1 else []
     return _named(ranges) if "scores" in all_kinds else _by_number(ranges)
 
 

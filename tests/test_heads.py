@@ -14,7 +14,7 @@ from gbprewrite.errors import UsageError
 from gbprewrite.normalise import normalise
 from gbprewrite.view import view
 from tests.detectors import DECODED, conv, end_to_end, head, separate, yolov5, yolov8, yolov10, yolox
-from tests.small import normal, run
+from tests.small import model, normal, run
 
 HEADS = {
     "yolov8": (yolov8, 1, "xywh", {"boxes": (0, 4), "scores": (4, 10)}),
@@ -148,6 +148,11 @@ PLAIN = {
     "two groups of logits": head(
         "float[1, 9, 4, 4] y", conv("k", "f", 5, 1), conv("m", "f", 4, 2), "u = Relu (k) v = Relu (m)",
         "y = Concat <axis = 1> (u, v)",
+    ),
+    "four positions, and a bias along the classes": model(
+        """g (float[1, 3, 4, 4] x) => (float[1, 4, 5] y) { m = ReduceMean <keepdims = 0> (x, a)
+        t = Transpose <perm = [0, 2, 1]> (m) p = MatMul (t, w) q = Add (b, p) y = LogSoftmax <axis = -1> (q) }""",
+        a=np.array([2]), w=normal(3, 5), b=normal(5),
     ),
     "two scales of scores": separate(
         "float[1, 32, 3] y", "g = Sigmoid (kt) g2 = Sigmoid (kt) y = Concat <axis = 1> (g, g2)"
