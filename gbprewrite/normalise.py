@@ -16,7 +16,7 @@ import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from gbprewrite import expansion, notation, ordering, propagation
+from gbprewrite import attributes, expansion, notation, ordering, propagation
 from gbprewrite.branches import hoist_weights, settle_branches
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.functions import expand_functions
@@ -48,6 +48,7 @@ def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
     target = max(source, TARGET) if opset is None else opset
     if not TARGET <= target <= HIGHEST:
         raise UsageError(f"--opset {target} can't be reached: the result needs {TARGET} to {HIGHEST}.")
+    attributes.check(model)
     notation.name_domain(model)
     notation.write_out_sparse(model)
     ordering.sort(model)

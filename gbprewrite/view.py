@@ -14,11 +14,12 @@ from onnx import ModelProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from gbprewrite import quantised
+from gbprewrite.attributes import check_ranks
 from gbprewrite.element_functions import ELEMENTWISE
 from gbprewrite.errors import ModelError
 from gbprewrite.forms import HANDED_ON, number_in
 from gbprewrite.idioms import raise_idioms, scalar
-from gbprewrite.inference import infer
+from gbprewrite.inference import infer, types_of
 from gbprewrite.protos import elements
 from gbprewrite.shapes import constant_of, producer
 from gbprewrite.tensors import SMALL
@@ -41,6 +42,7 @@ def view(model: ModelProto, around: Mapping[str, gs.Tensor] | None = None, rearr
             f"the model contradicts itself, says ONNX shape inference: {str(error).splitlines()[0]}. "
             "Check it with onnx.checker and export it again."
         ) from None
+    check_ranks(skeleton.graph, types_of(skeleton))
     graph = gs.import_onnx(skeleton)
     for i, node in enumerate(graph.nodes):
         node.name = node.name or f"{node.op}_{i}"
