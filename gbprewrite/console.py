@@ -194,22 +194,37 @@ def print_operators(rows: Sequence[Row]) -> None:
     print_table("refused on the way from the score to the input", ["operators", "why"], lines)
 
 
-def run_facts(path: Path, named: Mapping[str, Any], explainer: Explainer) -> Row:
-    """What `run` reports: name, dtype, shape and range of each array, and where it ran."""
+def run_facts(
+    path: Path, named: Mapping[str, Any], explainer: Explainer, keys: Mapping[str, str], left: Sequence[str]
+) -> Row:
+    """What `run` reports: name, dtype, shape and range of each array, its key where that is another, and where it ran.
+
+    `left` are the outputs that are no arrays.
+    """
     return {
         "path": str(path),
         "provider": explainer.provider,
         "provider_note": explainer.provider_note,
-        "arrays": [
-            {"name": name, "dtype": str(a.dtype), "shape": list(a.shape), **_range(a)}
-            for name, a in ((name, np.asarray(value)) for name, value in named.items())
-        ],
+        **({"left_out": list(left)} if left else {}),
+        "arrays": [_array_row(name, np.asarray(value), keys[name]) for name, value in named.items()],
     }
+
+
+def _array_row(name: str, array: Any, key: str) -> Row:
+    renamed = {"key": key} if key != name else {}
+    return {"name": name, **renamed, "dtype": str(array.dtype), "shape": list(array.shape), **_range(array)}
 
 
 def print_run(facts: Row) -> None:
     """The report at the end of `run`."""
-    print_pairs({"wrote": facts["path"], "ran on": provider_in_words(facts["provider"], facts["provider_note"])})
+    print_pairs(
+        {
+            "wrote": facts["path"],
+            "ran on": provider_in_words(facts["provider"], facts["provider_note"]),
+            "keys": [f"{a['name']} is kept as {a['key']}" for a in facts["arrays"] if "key" in a],
+            "left out": [f"{name}: a sequence or a map, no array" for name in facts.get("left_out", ())],
+        }
+    )
     rows = [
         (a["name"], a["dtype"], a["shape"], *("" if a[end] is None else f"{a[end]:.4g}" for end in ("min", "max")))
         for a in facts["arrays"]

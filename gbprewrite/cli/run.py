@@ -59,7 +59,10 @@ def run(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Run a CONVERTED model on arrays and write all of its outputs into an .npz file."""
+    """Run a CONVERTED model on arrays and write all of its outputs into an .npz file.
+
+    Its keys are the outputs' names, with "_" for what would be a path or does not print; the report says which.
+    """
     path = output or converted.with_name(f"{converted.name.removesuffix('.onnx')}.npz")
     model, _ = load_converted(converted)
     read = [*modelfile.read_beside(converted, [path]), *arrayfiles.paths(specs, slots_of(model))]
@@ -68,9 +71,10 @@ def run(
     files.check_suffix(path, ".npz")
     explainer = gbprewrite.Explainer(model, providers=provider, tf32=tf32, cuda_graph=cuda_graph)
     explanation = explainer(arrayfiles.read_inputs(specs, explainer.slots))
-    named = explainer.named(explanation)
+    named, left = arrayfiles.storable(explainer.named(explanation))
     arrayfiles.save(path, named, force)
+    facts = console.run_facts(path, named, explainer, arrayfiles.keys(named), left)
     if as_json:
-        print_json(console.run_facts(path, named, explainer))
+        print_json(facts)
     elif not quiet:
-        console.print_run(console.run_facts(path, named, explainer))
+        console.print_run(facts)

@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from gbprewrite.errors import DataError, UsageError
+from gbprewrite.files import is_device
+from gbprewrite.plaintext import cut
 
 Labels = Mapping[int, str]
+
+MOST = 16_000_000  # bytes of a file
+LONGEST = 100  # letters of what a message quotes
 
 
 class Names(dict[int, str]):
@@ -22,28 +27,40 @@ def read(path: str | os.PathLike[str]) -> Labels:
     Keras has it), or text with one label a line, the first for class 0. Raises DataError.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--labels {path} can't be read: {error}. Give a JSON or a text file (UTF-8).") from None
+    text = _text(path)
     if not text.lstrip().startswith(("[", "{")):
-        return Names(enumerate(line.strip() for line in text.rstrip().splitlines()))
+        return Names(enumerate(line.strip() for line in text.rstrip().split("\n")))
     try:
         content = json.loads(text)
         if isinstance(content, list):
             return Names(enumerate(map(_label, content)))
         return {int(index): _label(label) for index, label in content.items()}
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else cut(str(error), LONGEST)
         raise DataError(
-            f'--labels {path} is no list of labels: {error}. Write ["label", ...], {{"0": "label", ...}}, or one label '
+            f'--labels {path} is no list of labels: {why}. Write ["label", ...], {{"0": "label", ...}}, or one label '
             "a line."
         ) from None
+
+
+def _text(path: Path) -> str:
+    try:
+        if is_device(path):
+            raise OSError(None, "it is a device")
+        with path.open("rb") as file:
+            data = file.read(MOST + 1)
+        if len(data) > MOST:
+            raise OSError(None, f"it holds more than {MOST // 10**6} MB, so it is no list of labels")
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        raise DataError(f"--labels {path} can't be read: {why}. Give a JSON or a text file (UTF-8).") from None
 
 
 def _label(entry: Any) -> str:
     text = entry[-1] if isinstance(entry, list) else entry
     if not isinstance(text, str):
-        raise TypeError(f"{json.dumps(entry)} is no label")
+        raise TypeError(f"{cut(json.dumps(entry), LONGEST)} is no label")
     return text
 
 
