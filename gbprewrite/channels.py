@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from gbprewrite import differentiate, policies, select
 from gbprewrite.errors import ModelError, NoFeatureLayer, UsageError
+from gbprewrite.explained import Explained
 from gbprewrite.select import Selection
 from gbprewrite.tensors import Tensor, is_float
 
@@ -45,25 +46,34 @@ class FeatureLayer(NamedTuple):
         return [a for a in range(1, len(self.tensor.shape)) if a != self.channel_axis]
 
 
-def feature_layers(graph: gs.Graph, chosen: Selection, name: str | None) -> list[FeatureLayer]:
+def feature_layers(graph: gs.Graph, chosen: Selection, name: str | None, parts: Explained) -> list[FeatureLayer]:
     """Of each input the named layer, or its own last one before the score: the one before a global pool.
+
+    Of a score that is joined of `parts` it is the last one that all explained parts depend on.
 
     Raises UsageError for a name that is no such layer, or that an input does not reach; NoFeatureLayer where an input
     has none, or one of another rank.
     """
     axes = _channel_axes(chosen.nodes)
     named = _named(graph, chosen, name) if name else None
-    return [_layer_of(x, chosen, axes, named) for x in chosen.inputs]
+    if named is not None and parts.by_any is not None and id(named) not in parts.by_any:
+        raise UsageError(
+            f"--cam-layer {name}: the explained channels of {chosen.score.name!r} do not depend on it, so that its map "
+            "would be nought. Leave --cam-layer out, or name a layer before the branches of the head."
+        )
+    return [_layer_of(x, chosen, axes, named, parts) for x in chosen.inputs]
 
 
-def _layer_of(x: Tensor, chosen: Selection, axes: dict[int, int], named: Tensor | None) -> FeatureLayer:
+def _layer_of(
+    x: Tensor, chosen: Selection, axes: dict[int, int], named: Tensor | None, parts: Explained
+) -> FeatureLayer:
     nodes = differentiate.between(chosen.nodes, [x], chosen.score)
     if named is not None and not any(named is t for node in nodes for t in node.outputs):
         raise UsageError(
             f"--cam-layer {named.name}: the input {x.name!r} does not reach this layer, so that it has no map there. "
             "Choose the inputs that do with --input NAME, or leave --cam-layer out: then each input has its own layer."
         )
-    found = named or _last(nodes, chosen.score, axes)
+    found = named or _last(nodes, chosen.score, axes, parts)
     if found is None:
         raise NoFeatureLayer(
             "Grad-CAM needs a layer of feature maps (channels and positions, as a convolution makes them), and there "
@@ -75,7 +85,7 @@ def _layer_of(x: Tensor, chosen: Selection, axes: dict[int, int], named: Tensor 
             f"Grad-CAM at {found.name!r} {found.shape} gives no map of the input {x.name!r} {x.shape}, which has "
             "another rank. Choose an input with --input NAME, or a layer with --cam-layer NAME."
         )
-    beside = tuple(t.name for t in _beside(nodes, x, found, chosen.score, axes))
+    beside = tuple(t.name for t in _beside(parts.nodes(nodes), x, found, chosen.score, axes))
     return FeatureLayer(found, axes.get(id(found), 1), axes.get(id(x), 1), beside)
 
 
@@ -104,11 +114,16 @@ def channel_axes(chosen: Selection) -> list[int]:
     return [axes[id(x)] for x in chosen.inputs]
 
 
-def _last(nodes: Sequence[gs.Node], score: Tensor, axes: dict[int, int]) -> Tensor | None:
-    """Grad-CAM's layer: of the nodes between an input and the score the last feature maps of more than one position."""
+def _last(
+    nodes: Sequence[gs.Node], score: Tensor, axes: dict[int, int], parts: Explained | None = None
+) -> Tensor | None:
+    """Grad-CAM's layer: of the nodes between an input and the score the last feature maps of more than one position, on
+    which all explained parts of the score depend."""
     read = {id(t) for node in nodes for t in node.inputs}
     for tensor in (t for node in reversed(nodes) for t in node.outputs):
         if id(tensor) in axes and id(tensor) in read and tensor is not score and _is_spatial(tensor):
+            if parts is not None and not parts.common(tensor):
+                continue
             sizes = [s for a, s in enumerate(tensor.shape) if a not in (0, axes[id(tensor)])]
             if any(size != 1 for size in sizes):
                 return tensor

@@ -15,10 +15,12 @@ import onnx_graphsurgeon as gs
 from gbprewrite import bounds, differentiate, policies
 from gbprewrite.channels import FeatureLayer, feature_layers
 from gbprewrite.errors import UsageError
+from gbprewrite.explained import explained
 from gbprewrite.instances import Instances
 from gbprewrite.lowering import Builder
 from gbprewrite.policies import METHODS, Combinator
 from gbprewrite.rules import sampling
+from gbprewrite.seed import Target
 from gbprewrite.select import Selection
 from gbprewrite.shapes import Dim, fixed
 from gbprewrite.tensors import Tensor, numpy_dtype
@@ -274,9 +276,18 @@ def settings(given: Mapping[str, Any], methods: Sequence[str]) -> Settings:
     return made
 
 
-def layers_for(graph: gs.Graph, chosen: Selection, methods: Sequence[str], settings: Settings) -> list[FeatureLayer]:
+def layers_for(
+    graph: gs.Graph,
+    chosen: Selection,
+    methods: Sequence[str],
+    settings: Settings,
+    target: Target,
+    channels: str | None,
+) -> list[FeatureLayer]:
     """Grad-CAM's layer of each input, if a method needs them. Raises as `feature_layers`."""
-    return feature_layers(graph, chosen, settings.cam_layer) if reads_layer(methods) else []
+    if not reads_layer(methods):
+        return []
+    return feature_layers(graph, chosen, settings.cam_layer, explained(graph, chosen, target, channels))
 
 
 def reads_layer(methods: Sequence[str]) -> bool:

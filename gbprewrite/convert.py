@@ -229,7 +229,7 @@ def _converted(
     chosen = chosen._replace(notes=[*chosen.notes, *randomness.notes(chosen.score)])
     everywhere = list(differentiate.with_branches(chosen.nodes, chosen.inputs))
     found, marked = select.rectifiers(everywhere, methods, rectify)
-    layers = companions.layers_for(graph, chosen, methods, settings.methods)
+    layers = companions.layers_for(graph, chosen, methods, settings.methods, wanted, channels)
     made_of = settings.preprocessing(result, chosen)
     names = {role: prefix + role for role in ("target", "seed", "explained_index")}
     maps = {
