@@ -19,7 +19,7 @@ from gbprewrite import policies, report
 from gbprewrite.class_axis import in_words
 from gbprewrite.layers import Layer
 from gbprewrite.plaintext import plain
-from gbprewrite.printing import say
+from gbprewrite.printing import say, show
 from gbprewrite.report import Inspection
 from gbprewrite.runtime.explainer import Explainer
 from gbprewrite.verify import Verification
@@ -61,8 +61,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
         rich.width = rich.measure(table, options=rich.options.update(width=UNFOLDED)).maximum
     with rich.capture() as printed:
         rich.print(table)
-    lines = ["", *([title, ""] if title else []), *printed.get().splitlines()]
-    say(*(line.rstrip() for line in lines))  # rich fills every line up with blanks
+    lines = ["", *([plain(title), ""] if title else []), *printed.get().splitlines()]
+    show(*(line.rstrip() for line in lines))  # rich fills every line up with blanks, and styles some on a terminal
 
 
 def conversion_facts(source: Path, path: Path, model: ModelProto) -> Row:
@@ -217,12 +217,14 @@ def _array_row(name: str, array: Any, key: str) -> Row:
 
 def print_run(facts: Row) -> None:
     """The report at the end of `run`."""
+    renamed = [f"{a['name']} is kept as {a['key']}" for a in facts["arrays"] if "key" in a]
+    left = [f"{name}: a sequence or a map, no array" for name in facts.get("left_out", ())]
     print_pairs(
         {
             "wrote": facts["path"],
             "ran on": provider_in_words(facts["provider"], facts["provider_note"]),
-            "keys": [f"{a['name']} is kept as {a['key']}" for a in facts["arrays"] if "key" in a],
-            "left out": [f"{name}: a sequence or a map, no array" for name in facts.get("left_out", ())],
+            **({"keys": renamed} if renamed else {}),
+            **({"left out": left} if left else {}),
         }
     )
     rows = [

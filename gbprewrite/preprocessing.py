@@ -11,6 +11,7 @@ with BGR). Presets are rows of `PRESETS`; every option overrides the part of the
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from gbprewrite.errors import DataError, UsageError
 from gbprewrite.evidence import Evidence
+from gbprewrite.plaintext import cut
 
 Array = npt.NDArray[Any]
 
@@ -274,15 +276,16 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
         return tuple(_number(part) for part in text.split(","))
     except (ValueError, ZeroDivisionError):
         raise UsageError(
-            f"--{option} {text!r}: not numbers. Write for example 0.5 or 1/255, with commas between several: "
+            f"--{option} {cut(text, 80)!r}: not numbers. Write for example 0.5 or 1/255, with commas between several: "
             "0.485,0.456,0.406."
         ) from None
 
 
 def _number(text: str) -> float:
     above, slash, below = text.partition("/")
-    value = float(above) / float(below) if slash else float(above)
-    if not math.isfinite(value):
+    parts = float(above), float(below) if slash else 1.0
+    value = parts[0] / parts[1]
+    if not all(map(math.isfinite, (*parts, value))):
         raise ValueError(text)
     return value
 
@@ -291,15 +294,15 @@ def number(option: str, text: str) -> float:
     """Read one number. Raises UsageError."""
     found = numbers(option, text)
     if len(found) != 1:
-        raise UsageError(f"--{option} {text!r}: one number, please, such as 0.5 or 1/255.")
+        raise UsageError(f"--{option} {cut(text, 80)!r}: one number, please, such as 0.5 or 1/255.")
     return found[0]
 
 
 def size(text: str) -> tuple[int, int]:
     """Read a size: 224, or HEIGHTxWIDTH such as 48x192. Raises UsageError."""
     parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(p.strip().isdecimal() for p in parts):
-        raise UsageError(f"--size {text!r}: not a size. Write 224, or HEIGHTxWIDTH such as 48x192.")
+    if len(parts) not in (1, 2) or not all(re.fullmatch(r"\d{1,9}", p.strip()) for p in parts):
+        raise UsageError(f"--size {cut(text, 80)!r}: not a size. Write 224, or HEIGHTxWIDTH such as 48x192.")
     return int(parts[0]), int(parts[-1])
 
 

@@ -13,9 +13,14 @@ LETTERS = {"·": "*", "×": "x", "−": "-", "≥": ">=", "≤": "<=", "Σ": "su
 
 
 def say(*lines: object) -> None:
-    """Print lines to standard output. Raises OutputError when it can't be written; BrokenPipeError passes."""
+    """Print lines to standard output, each as plain text. Raises OutputError when it can't be written."""
+    show(*map(plain, lines))
+
+
+def show(*lines: str) -> None:
+    """Print lines that were made of plain text, and may be styled. Raises OutputError; BrokenPipeError passes."""
     try:
-        print(*map(plain, lines), sep="\n", flush=True)
+        print(*lines, sep="\n", flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -15,6 +15,7 @@ from gbprewrite import differentiate, subset, units
 from gbprewrite.class_axis import Counting, words
 from gbprewrite.errors import UsageError
 from gbprewrite.lowering import Builder
+from gbprewrite.plaintext import cut
 from gbprewrite.regions import region
 from gbprewrite.shapes import fixed
 from gbprewrite.tensors import Tensor, numpy_dtype
@@ -66,7 +67,7 @@ def parse(target: str | int | Sequence[int]) -> Target:
         text += ","  # a list of one class, which keeps its axis
     if text in WORDS:
         return Target(text, (), text)
-    match = re.fullmatch(r"(unit:|channel:|topk:|strongest:|region:|)(\d+(?:,\d+)*)(,?)", text)
+    match = re.fullmatch(r"(unit:|channel:|topk:|strongest:|region:|)(\d{1,18}(?:,\d{1,18})*)(,?)", text)
     if match:
         prefix, numbers = match[1], tuple(map(int, match[2].split(",")))
         if prefix == "unit:" and not match[3]:
@@ -77,7 +78,7 @@ def parse(target: str | int | Sequence[int]) -> Target:
             return Target(prefix[:-1], numbers, text)
         if not prefix:
             return Target("index" if len(numbers) == 1 and not match[3] else "list", numbers, text)
-    raise UsageError(f"--target {text!r} is not understood. Choose {SPELLINGS}; indices count from 0.")
+    raise UsageError(f"--target {cut(text, 80)!r} is not understood. Choose {SPELLINGS}; indices count from 0.")
 
 
 def seeds(

@@ -107,6 +107,14 @@ def test_arrays(folder: Path, cli: Cli) -> None:
         assert not CONTROLS.search(result.stdout + result.stderr)
 
 
+def test_a_terminal_gets_our_own_styles(folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    said = cli("layers", "m.onnx").stdout
+    assert "\x1b[1m" in said
+    assert not CONTROLS.search(re.sub(r"\x1b\[[0-9;]*m", "", said))
+    assert r"\x1b[2K" in said
+
+
 def test_json_stays_data(folder: Path, cli: Cli) -> None:
     found = json.loads(cli("layers", "m.onnx", "--all", "--json").stdout)
     assert f"logits{FORGED}" in {layer["layer" if "layer" in layer else "name"] for layer in found["layers"]}

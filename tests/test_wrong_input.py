@@ -4,6 +4,7 @@ Nothing is written, and no traceback is shown.
 """
 
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,24 @@ def _damaged(folder: Path) -> None:
     onnx.save(old, folder / "no_options.onnx")
 
 
+def _deceiving(folder: Path) -> None:
+    """Files that are not what they say."""
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (7000000, 1, 28, 28), }".ljust(117) + b"\n"
+    (folder / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    np.savez_compressed(folder / "damaged.npz", image=normal(2, 3, 12, 12))
+    archive = bytearray((folder / "damaged.npz").read_bytes())
+    archive[200:300] = bytes(100)
+    (folder / "damaged.npz").write_bytes(archive)
+    (folder / "deep").write_text("[" * 200_000)
+    Image.new("RGB", (12, 12)).save(folder / "eps.png", "EPS")
+    png = bytearray((folder / "photo.png").read_bytes())
+    png[16:24] = (100_000).to_bytes(4, "big") * 2
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+    (folder / "tall.png").write_bytes(png)
+    (folder / "dangling.onnx").symlink_to("absent")
+    os.mkfifo(folder / "fifo.onnx")
+
+
 def _write(folder: Path) -> None:
     """The files that the rows name."""
     onnx.save(cnn(), folder / "good.onnx")
@@ -95,6 +114,7 @@ def _write(folder: Path) -> None:
     np.save(folder / "wide.npy", normal(2, 3, 12, 13))
     np.save(folder / "target.npy", np.array([0, 5]))
     (folder / "broken.npy").write_text("no array")
+    _deceiving(folder)
 
 
 # arguments, exit status, words of the message
@@ -140,6 +160,10 @@ CONVERT: list[tuple[str, int, list[str]]] = [
     ("good.onnx -o taken.onnx", 1, ["taken.onnx exists", "--force", "-o PATH"]),
     ("good.onnx -o absent/new.onnx", 1, ["absent/new.onnx can't be written: No such file", "-o PATH"]),
     ("good.onnx -o taken.onnx/new.onnx", 1, ["new.onnx can't be written: Not a directory", "-o PATH"]),
+    ("good.onnx -o dangling.onnx --force", 1, ["dangling.onnx is a symbolic link, which is never replaced"]),
+    ("good.onnx -o fifo.onnx --force", 1, ["fifo.onnx is a FIFO, which is never replaced", "-o PATH"]),
+    ("good.onnx -o map.pdf", 2, ["map.pdf: a .onnx file is written", "ends in .onnx"]),
+    ("good.onnx -o -", 2, ["-o -: nothing is written to standard output", "Give a path"]),
     ("good.onnx -o folder.onnx --force", 1, ["folder.onnx is a folder", "-o PATH"]),
     *(
         (f"{line} --force", 2, ["is the model that is read", "would be overwritten", "-o PATH"])
@@ -166,6 +190,18 @@ OTHERS: list[tuple[str, int, list[str]]] = [
     ("run by_target.onnx --input image=x.npy", 2, ["takes its target at run time", "--input target=FILE"]),
     ("run by_target.onnx --input image=x.npy --input target=target.npy", 1, ["does not exist", "sample 1 (target 5)"]),
     ("run converted.onnx --input x.npy -o converted.onnx --force", 2, ["is the model that is read", "-o PATH"]),
+    ("run converted.onnx --input x.npy -o x.npy --force", 2, ["x.npy is read in this run", "--force does not allow"]),
+    ("run converted.onnx --input x.npy -o out.npy", 2, ["out.npy: a .npz file is written", "ends in .npz"]),
+    ("run converted.onnx --input folder.onnx", 1, ["folder.onnx can't be read: Is a directory"]),
+    ("run converted.onnx --input /dev/zero", 1, ["/dev/zero can't be read: it is a pipe or a device"]),
+    ("run converted.onnx --input huge.npy", 1, ["huge.npy holds no plain", "declares an array of shape [7000000, 1"]),
+    ("run converted.onnx --input damaged.npz", 1, ["damaged.npz holds no plain numeric arrays", "damaged"]),
+    ("inspect /dev/zero", 1, ["/dev/zero is a device", "Give the path of a file"]),
+    ("explain good.onnx photo.png --labels deep", 1, ["--labels deep is no list of labels: it is nested too deeply"]),
+    ("explain good.onnx photo.png -o maps.pdf", 2, ["-o maps.pdf: this names a .pdf file", "name of a folder"]),
+    ("explain good.onnx photo.png --html r.pdf", 2, ["r.pdf: a .html file is written", "ends in .html"]),
+    ("explain good.onnx tall.png -q", 1, ["tall.png has more than 89,478,485 pixels"]),
+    ("explain good.onnx eps.png -q", 1, ["eps.png is no image"]),
     ("verify good.onnx", 1, ["good.onnx is no converted model", "gbprewrite convert"]),
     ("verify converted.onnx --source elu.onnx", 2, ["it is another model", "image"]),
     ("verify converted.onnx --source text.onnx", 1, ["text.onnx is not an ONNX model"]),
@@ -215,6 +251,32 @@ def test_one_clear_error(line: str, status: int, words: list[str], folder: Path,
         assert word in result.stderr
     assert "\n\n" not in result.stderr
     assert "Traceback" not in result.stderr
+    assert contents(folder) == before
+
+
+ENDLESS = [
+    ("convert good.onnx --target", "--target '999"),
+    ("convert good.onnx --target topk:", "--target 'topk:999"),
+    ("convert good.onnx --target 0,", "--target '0,999"),
+    ("convert good.onnx --unit", "--target 'unit:999"),
+    ("convert good.onnx --channels 1:", "--channels '1:999"),
+    ("top good.onnx photo.png --layer b --channels", "--channels '999"),
+    ("explain good.onnx photo.png --size", "--size '999"),
+    ("explain good.onnx photo.png --size 7x", "--size '7x999"),
+    ("explain good.onnx photo.png --mean", "--mean '999"),
+    ("explain good.onnx photo.png --scale 1/", "--scale '1/999"),
+]
+
+
+@pytest.mark.parametrize(("start", "words"), ENDLESS, ids=[start for start, _ in ENDLESS])
+def test_numbers_without_end(start: str, words: str, folder: Path, cli: Callable[..., Result]) -> None:
+    """More digits than Python reads are no number, and not all of them are repeated."""
+    before = contents(folder)
+    *command, last = start.split()
+    result = cli(*command, last, "9" * 5000) if last.startswith("--") else cli(*command, last + "9" * 5000)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {words}")
+    assert len(result.stderr) < 500
     assert contents(folder) == before
 
 

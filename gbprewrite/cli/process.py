@@ -32,6 +32,8 @@ def prepare_streams() -> None:
         os.close(handle)
     if sys.stdout is None:
         sys.stdout = ClosedStream()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=printing.SPELLED)

@@ -22,12 +22,13 @@ from gbprewrite.cli.options import (
     quiet_option,
 )
 from gbprewrite.errors import DataError, UsageError
+from gbprewrite.plaintext import cut
 from gbprewrite.preprocessing import Options
 
 
 def _channels(_ctx: click.Context, _param: click.Parameter, text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise UsageError(f"--channels {text!r}: not understood. Write numbers from 0 such as 0,5,17.")
+    if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", text):
+        raise UsageError(f"--channels {cut(text, 80)!r}: not understood. Write numbers from 0 such as 0,5,17.")
     return tuple(map(int, text.split(",")))
 
 

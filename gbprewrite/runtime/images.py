@@ -101,6 +101,8 @@ def fit(made: Preprocessing, image: Image.Image) -> Image.Image:
     wide.
     """
     width, height = made.width or image.width, made.height or image.height
+    if width * height > MOST:
+        raise DataError(f"{height}x{width} (height x width) are more pixels than {MOST:,}. Choose a smaller --size.")
     if width * image.height > MOST and made.resize != "none":
         raise DataError(
             f"the image is {image.height}x{image.width} (height x width), too narrow to be brought to "
