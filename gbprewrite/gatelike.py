@@ -15,24 +15,9 @@ from gbprewrite.tensors import Tensor, is_float
 
 GATE_LIKE = "gbprewrite_gate_like"  # attribute of a node of the view
 ORDER = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Sign")
-MASKS = (
-    *HANDED_ON,
-    "Not",
-    "And",
-    "Or",
-    "Xor",
-    "Where",
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "Neg",
-    "Max",
-    "Min",
-    "Relu",
-    "Clip",
-)
-OF_ONE = (*HANDED_ON, "Abs", "Neg", "Relu", "Clip", "Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Exp", "Max", "Min")
+SIMPLE = ("Add", "Sub", "Mul", "Div", "Neg", "Max", "Min", "Relu", "Clip")
+MASKS = (*HANDED_ON, *SIMPLE, "Not", "And", "Or", "Xor", "Where")
+OF_ONE = (*HANDED_ON, *SIMPLE, "Abs", "Pow", "Sqrt", "Exp")
 MOST_NODES = 64  # that are looked at behind one mask
 
 
@@ -44,13 +29,16 @@ def is_gate_like(node: gs.Node, forms: Forms) -> bool:
         return False
     if node.op in ("Max", "Min", "Clip"):
         return _against_zero(node, forms) and not _is_clip_from_zero(node, forms)
+    if _is_limit(node, forms):
+        return False
     if node.op in ("Where", "ScatterND"):
         masked = node.inputs[1:] if node.op == "Where" else [node.inputs[0], node.inputs[2]]
-        mask = node.inputs[0] if node.op == "Where" else node.inputs[1]
-        return _meet(_tested(mask, forms), masked, forms) and not _is_limit(node, forms)
+        tests = _tests(node.inputs[0] if node.op == "Where" else node.inputs[1])
+        hides = any(map(forms.is_zero, masked)) or any(_tests_sign(test, forms) for test in tests)
+        return hides and _meet(tests, masked, forms)
     if node.op == "Mul" and len(node.inputs) == 2:
         pairs = (node.inputs, node.inputs[::-1])
-        return any(_is_mask(mask, forms) and _meet(_tested(mask, forms), [x], forms) for x, mask in pairs)
+        return any(_is_mask(mask, forms) and _meet(_tests(mask), [x], forms) for x, mask in pairs)
     return node.op in ("Add", "Sub", "Sum", "Div", "Neg", "ReduceMax") and _makes_a_bend(node, forms)
 
 
@@ -63,10 +51,15 @@ def _is_clip_from_zero(node: gs.Node, forms: Forms) -> bool:
     return isinstance(low, gs.Constant) and forms.is_zero(low)
 
 
-def _meet(tested: Sequence[Tensor], masked: Sequence[Tensor], forms: Forms) -> bool:
-    """Whether a mask tests what it masks."""
+def _meet(tests: Sequence[gs.Node], masked: Sequence[Tensor], forms: Forms) -> bool:
+    """Whether comparisons test what is masked."""
     seen = {id(t) for t in _through(masked, forms)}
-    return any(id(t) in seen for t in _through(tested, forms))
+    return any(id(t) in seen for t in _through([t for test in tests for t in test.inputs], forms))
+
+
+def _tests_sign(test: gs.Node, forms: Forms) -> bool:
+    """Whether a comparison may be one with zero: it is not one with another number."""
+    return not any(forms.number(t) for t in test.inputs)
 
 
 def _through(tensors: Sequence[Tensor], forms: Forms) -> list[Tensor]:
@@ -85,9 +78,9 @@ def _through(tensors: Sequence[Tensor], forms: Forms) -> list[Tensor]:
     return found
 
 
-def _tested(mask: Tensor, forms: Forms) -> list[Tensor]:
-    """The tensors whose order or sign a mask depends on."""
-    found: list[Tensor] = []
+def _tests(mask: Tensor) -> list[gs.Node]:
+    """The comparisons that a mask is made of; none where it guards against what is no number."""
+    found: list[gs.Node] = []
     seen: set[int] = set()
     todo = [mask]
     while todo and len(seen) < MOST_NODES:
@@ -96,8 +89,10 @@ def _tested(mask: Tensor, forms: Forms) -> list[Tensor]:
         if node is None or id(t) in seen:
             continue
         seen.add(id(t))
+        if node.op in ("IsInf", "IsNaN"):
+            return []
         if node.op in ORDER:
-            found += [v for v in node.inputs if forms.number(v) is None]
+            found.append(node)
         elif node.op in (*MASKS, "NonZero"):
             todo += node.inputs[:1] if node.op in HANDED_ON else node.inputs
     return found
@@ -122,9 +117,9 @@ def _is_mask(t: Tensor, forms: Forms) -> bool:
 
 
 def _is_limit(node: gs.Node, forms: Forms) -> bool:
-    """Whether a Where computes |x|, or a max, min or clip with other limits than zero."""
+    """Whether a node computes |x|, or a max, min or clip with other limits than zero."""
     for _, f in forms.of(node.outputs[0]):
-        if f.breaks and all(_line(part) or number_of(part) for part in f.parts[::2]):
+        if f.breaks and f.is_continuous() and all(_line(part) or number_of(part) for part in f.parts[::2]):
             return True
     return False
 

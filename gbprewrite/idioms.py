@@ -13,7 +13,7 @@ from gbprewrite.raising import RAISED as RAISED
 from gbprewrite.raising import RAMP as RAMP
 from gbprewrite.raising import Readers, become, with_scalar
 from gbprewrite.raising import scalar as scalar
-from gbprewrite.rectifier_idioms import recognised
+from gbprewrite.rectifier_idioms import recognised, softplus
 from gbprewrite.shapes import constant_of, same_shape
 from gbprewrite.shapes import producer as producer  # which further modules take from here
 from gbprewrite.tensors import numpy_dtype
@@ -51,6 +51,9 @@ def _raise_pieces(graph: gs.Graph, forms: Forms, readers: Readers) -> None:
             node.outputs = node.outputs[:1]
             node.outputs[0].shape = raised.x.shape
     for node in graph.nodes:
+        x = softplus(node, forms)
+        if x is not None:
+            become(node, "Softplus", x, "max(x, 0) + log(1 + exp(-|x|))")
         if RAMP not in node.attrs and RAISED not in node.attrs and is_gate_like(node, forms):
             node.attrs[GATE_LIKE] = True
 

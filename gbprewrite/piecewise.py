@@ -34,6 +34,14 @@ class Pieces:
         """The value of a constant function, None for any other."""
         return None if self.breaks else number_of(self.parts[0])
 
+    def is_continuous(self) -> bool:
+        """Whether the parts on both sides of each break meet in its value."""
+        for i, x in enumerate(self.breaks):
+            below, at, above = self.parts[2 * i : 2 * i + 3]
+            if not _at_break(below, x) == at == _at_break(above, x):
+                return False
+        return True
+
 
 def number_of(part: Part) -> float | None:
     """The value of a part that is one number, else None."""

@@ -7,13 +7,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from gbprewrite.forms import Forms
-from gbprewrite.piecewise import EXP, IDENTITY, ONE, Part, Pieces, number_of
+from gbprewrite.piecewise import EXP, IDENTITY, ONE, Part, Pieces, magnitude, negated, number_of
 from gbprewrite.raising import Readers
 from gbprewrite.shapes import producer
 from gbprewrite.tensors import Tensor, numpy_dtype, onnx_type
 
 Named = tuple[str, dict[str, Any]]
-X = IDENTITY.parts[0]
+MINUS_ABS = negated(magnitude(IDENTITY))
 KEPT = frozenset(
     (
         *("Relu", "ThresholdedRelu", "HardSwish", "HardSigmoid", "Swish", "Gelu", "Mish", "Selu", "Celu", "Identity"),
@@ -57,6 +57,23 @@ def recognised(node: gs.Node, forms: Forms, readers: Readers) -> Raised | None:
             more = tuple(gs.Constant(f"{node.name}/{v}", np.array(v, numpy_dtype(x))) for v in named[1].pop("more", ()))
             return Raised(named[0], x, named[1], named[1].pop("formula"), more)
     return _one_sided(node, found, forms) or _prelu(node, found, forms)
+
+
+def softplus(node: gs.Node, forms: Forms) -> Tensor | None:
+    """x of max(x, 0) + log(1 + exp(-|x|)), which is log(1 + exp x) without an overflow."""
+    if node.op != "Add":
+        return None
+    for a, b in (node.inputs, node.inputs[::-1]):
+        top, log = producer(a), producer(b)
+        total = producer(log.inputs[0]) if log is not None and log.op == "Log" else None
+        if top is None or top.op != "Relu" or total is None or total.op != "Add":
+            continue
+        powers = [producer(t) for t in total.inputs if forms.number(t) != 1]
+        if len(powers) == 1 and powers[0] is not None and powers[0].op == "Exp":
+            base, exponent = top.inputs[0], forms.of(powers[0].inputs[0])
+            if len(total.inputs) == 2 and any(t is base and f == MINUS_ABS for t, f in exponent):
+                return base
+    return None
 
 
 def _nonlinear(forms: list[tuple[Tensor, Pieces]]) -> Iterator[tuple[Tensor, Pieces]]:

@@ -1,6 +1,7 @@
 """ReLU and its relatives in other words: each spelling meets the rule, and what only looks like one is listed."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ NUMBERS: dict[str, Any] = {
     "nothing": np.zeros((3, 1, 8)), "first": np.array([0]), "axis": np.array([1]), "off": 0.1666, "alpha": 1.5,
     "gamma": 1.25, "true": np.array(True),
 }  # fmt: skip
+DTYPES: dict[str, Any] = {"float": np.float32, "float16": np.float16}
 SHAPED = "s = Shape (x) z = ConstantOfShape (s)"
 MASK = "p = Greater (x, zero) m = Cast <to = 1> (p)"
 RELUS = {
@@ -69,8 +71,7 @@ SOME = ("Max with zeros of a shape", "Where below", "product", "Min of -x", "PRe
 def source_of(body: str, kind: str = "float", opset: int = 20, batch: str = "N") -> onnx.ModelProto:
     """x [N, 8] → y [N, 8]"""
     used = {name: np.array(v) for name, v in NUMBERS.items() if re.search(rf"[(,] ?{name}\b", body)}
-    dtype = {"float": np.float32, "float16": np.float16}[kind]
-    weights = {name: v if name in ("first", "axis", "true") else v.astype(dtype) for name, v in used.items()}
+    weights = {name: v if name in ("first", "axis", "true") else v.astype(DTYPES[kind]) for name, v in used.items()}
     if kind == "float16":
         body = body.replace("to = 1>", "to = 10>")
         body = body.replace("ConstantOfShape", "ConstantOfShape <value = float16[1] {0}>")
@@ -178,6 +179,14 @@ RELATIVES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         y = Mul (z, gamma)""",
         [("Selu", "activation")],
     ),
+    "Softplus that does not overflow": (
+        "m = Max (x, zero) a = Abs (x) n = Neg (a) e = Exp (n) o = Add (e, one) l = Log (o) y = Add (m, l)",
+        [("Softplus", "activation")],
+    ),
+    "Softplus with a limit": (
+        "p = Greater (x, three) a = Softplus (x) y = Where (p, x, a)",
+        [("Softplus", "activation"), ("Where", "other")],
+    ),
     "hard-swish of Where": (
         """a = Add (x, three) b = Mul (x, a) c = Div (b, six) p = Greater (x, three) q = Less (x, low)
         d = Where (q, zero, c) y = Where (p, x, d)""",
@@ -201,6 +210,16 @@ RELATIVES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [],
     ),
     "|x| of Where": ("p = Less (x, zero) n = Neg (x) y = Where (p, n, x)", [("Where", "other")]),
+    "|x| of a product": ("s = Sign (x) y = Mul (x, s)", []),
+    "Huber": (
+        """a = Abs (x) p = Less (a, one) q = Mul (x, x) b = Mul (q, half) c = Sub (a, half)
+        y = Where (p, b, c)""",
+        [("Abs", "other"), ("Where", "other")],
+    ),
+    "guard against infinity": (
+        "i = IsInf (x) g = Greater (x, zero) p = And (i, g) y = Where (p, three, x)",
+        [("Where", "other")],
+    ),
     "another limit": ("p = Greater (x, eps) y = Where (p, x, eps)", [("Where", "other")]),
     "mask of another tensor": (
         "e = Exp (x) o = Sin (x) p = Greater (o, zero) m = Cast <to = 1> (p) y = Mul (e, m)",
@@ -218,6 +237,7 @@ RELATIVES: dict[str, tuple[str, list[tuple[str, str]]]] = {
     # Like rectifiers, and under no name that a rule has
     "x · (x > 1)": ("p = Greater (x, one) m = Cast <to = 1> (p) y = Mul (x, m)", [("Mul", UNNAMED)]),
     "x where x > 1": ("p = Greater (x, one) y = Where (p, x, zero)", [("Where", UNNAMED)]),
+    "x or a number": ("p = Less (x, zero) y = Where (p, low, x)", [("Where", UNNAMED)]),
     "2 max(x, 0)": ("a = Abs (x) y = Add (x, a)", [("Abs", "other"), ("Add", UNNAMED)]),
     "min(x, 0)": ("y = Min (x, zero)", [("Min", UNNAMED)]),
     "min(x, 0) of Clip": ("y = Clip (x, , zero)", [("Clip", UNNAMED)]),
@@ -261,6 +281,14 @@ def test_gate_like_nodes_are_in_the_record_and_in_the_message() -> None:
         gbprewrite.convert(source_of("p = Greater (x, one) y = Where (p, x, zero)"), "guided")
 
 
+@pytest.mark.parametrize("command", ["convert", "inspect"])
+def test_gate_like_nodes_are_printed(command: str, tmp_path: Path, cli: Any) -> None:
+    onnx.save(source_of("p = Greater (x, one) a = Where (p, x, zero) y = Relu (a)"), tmp_path / "odd.onnx")
+    printed = cli(command, tmp_path / "odd.onnx").output
+    assert "Where" in printed
+    assert "gate-like, left plain" in printed
+
+
 def test_a_relu_that_one_reader_caps_stays_a_relu_for_all() -> None:
     """y = min(r, 6) + 2 r, r = max(x, 0): what arrives at r is rectified as a whole, as at an nn.ReLU."""
     source = source_of("r = Relu (x) a = Min (r, six) b = Mul (r, two) c = Neg (b) y = Add (a, c)")
@@ -287,6 +315,19 @@ def test_a_relu_inside_a_ramp_stays_a_relu_for_others() -> None:
     np.testing.assert_allclose(found, ramp + np.where(x > -3, np.maximum(-dy, 0), 0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("optimize_for", ["cpu", "cuda", "portable"])
+@pytest.mark.parametrize("kind", ["float", "float16"])
+def test_relu6_of_computed_limits(kind: str, optimize_for: str) -> None:
+    source = source_of("s = Shape (x) z = Expand (zero, s) t = Expand (six, s) b = Max (x, z) y = Min (b, t)", kind)
+    assert roles(source) == [("Clip(x, 0, 6)", "rectifier")]
+    x, dy = (8 * normal(4, 8)).astype(DTYPES[kind]), normal(4, 8, seed=1).astype(DTYPES[kind])
+    found = run(gbprewrite.convert(source, METHODS, "seed", optimize_for=optimize_for), x=x, seed=dy)
+    inside = (x > 0) & (x < 6)
+    np.testing.assert_array_equal(found["x_gradient"], np.where(inside, dy, 0))
+    np.testing.assert_array_equal(found["x_guided"], np.where(inside, np.maximum(dy, 0), 0))
+    np.testing.assert_array_equal(found["x_deconvnet"], np.maximum(dy, 0))
+
+
 def test_a_sum_of_relus_has_as_many_as_it_is_written_with() -> None:
     """relu(x) + relu(-x): two rectifiers, each with its own cotangent."""
     source = source_of("a = Relu (x) n = Neg (x) b = Relu (n) y = Add (a, b)")
@@ -294,6 +335,18 @@ def test_a_sum_of_relus_has_as_many_as_it_is_written_with() -> None:
     x, dy = normal(4, 8), normal(4, 8, seed=1)
     found = run(gbprewrite.convert(source, "guided", "seed"), x=x, seed=dy)["x_guided"]
     np.testing.assert_array_equal(found, np.sign(x) * np.maximum(dy, 0))
+
+
+def test_prelu_of_more_slopes_than_are_looked_into() -> None:
+    """Keras gives every position a slope of its own where no axes are shared; tf2onnx stores them negated."""
+    slopes = np.random.default_rng(2).uniform(0.1, 0.9, (3, 50, 40)).astype(np.float32)
+    text = """g (float[N, 3, 50, 40] x) => (float[N, 3, 50, 40] y) {
+        a = Relu (x) n = Neg (x) b = Relu (n) c = Mul (b, turned) y = Add (a, c) }"""
+    source = model(text, turned=-slopes)
+    assert roles(source) == [("PRelu", "activation")]
+    x, dy = normal(2, 3, 50, 40), normal(2, 3, 50, 40, seed=1)
+    found = run(gbprewrite.convert(source, "gradient", "seed"), x=x, seed=dy)["x_gradient"]
+    np.testing.assert_allclose(found, dy * np.where(x > 0, 1, slopes), rtol=1e-6)
 
 
 def test_slopes_of_prelu_get_their_sign_back() -> None:
