@@ -8,6 +8,8 @@ GbprewriteError              what, where, why, what to do; the command line exit
 ├── DataError                an image, an array, a label file (1)
 ├── OutputError              a path that can't be written (1)
 └── RuntimeUnavailable       no onnxruntime, or not the provider that was asked for (1)
+
+NotFinite is a warning: a model's own scores, or a map, hold NaN or infinity.
 """
 
 from collections.abc import Sequence
@@ -75,3 +77,7 @@ class OutputError(GbprewriteError):
 
 class RuntimeUnavailable(GbprewriteError):
     """onnxruntime is missing, or the provider that was asked for does not run here."""
+
+
+class NotFinite(UserWarning):
+    """A score that the model itself gives, or a map, holds NaN or infinity; the message says which and why."""

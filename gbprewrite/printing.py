@@ -36,6 +36,13 @@ def complain(error: GbprewriteError | str) -> None:
             print(*map(plain, lines), sep="\n", file=sys.stderr, flush=True)
 
 
+def warn(text: str) -> None:
+    """Print a warning to standard error, as an error is."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(plain(f"warning: {text}"), file=sys.stderr, flush=True)
+
+
 def unwritable(error: OSError) -> OutputError:
     """Of standard output."""
     why = "it is closed" if error.errno == errno.EBADF else error.strerror or error

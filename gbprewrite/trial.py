@@ -21,6 +21,7 @@ from gbprewrite.protos import copied
 from gbprewrite.regions import said_by
 from gbprewrite.runtime import arrays
 from gbprewrite.runtime.explainer import slots_of
+from gbprewrite.runtime.finiteness import describe
 from gbprewrite.runtime.session import Session, first_line
 from gbprewrite.seed import parse
 
@@ -94,7 +95,7 @@ class Trial:
 
     def _inputs(self, session: Session) -> tuple[Feeds, Array]:
         """Inputs that the source takes, and its score on them."""
-        failure = "the score is not finite there"
+        failure, void = "", True
         given = {s.name: self.given[s.name] for s in self.slots if s.name in self.given}
         for shapes in self._shapes():
             drawn = {s.name: self._random(s, shapes[s.name]) for s in self.slots if s.name in shapes}
@@ -102,10 +103,17 @@ class Trial:
             try:
                 score = session.run(feeds, [self.score_name])[self.score_name]
             except DataError as error:
-                failure = str(error)
+                failure, void = str(error), False
                 continue
             if np.isfinite(score).all():
                 return feeds, score
+            failure = f"{describe(f'the score {self.score_name!r}', score)} there"
+        if void:
+            raise DataError(
+                f"{failure.removesuffix(' there')} on any input tried, and it is the model that gives it: there is "
+                "nothing to verify. Repair the model, or give an input on which its score is finite with --input "
+                "NAME=x.npy."
+            )
         raise DataError(f"no input was found that the model takes; give one with --input NAME=x.npy. Last: {failure}")
 
     def _shapes(self) -> Iterator[dict[str, list[int]]]:

@@ -229,7 +229,8 @@ class TestExplainer:
 
     def test_nan_that_came_in_is_no_bad_target(self) -> None:
         square = Explainer(model("g (float[N, 1] x) => (float[N, 1] y) { y = Mul (x, x) }"), "gradient", "input")
-        found = square(np.array([[3], [np.nan]]), targets=0)
+        with pytest.warns(gbprewrite.NotFinite, match="the input 'x' is not finite"):
+            found = square(np.array([[3], [np.nan]]), targets=0)
         np.testing.assert_array_equal(found.map(), [[6], [np.nan]])
 
     def test_seed(self) -> None:

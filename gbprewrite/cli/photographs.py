@@ -139,6 +139,8 @@ def work(said: Said, job: Job) -> int:
             status, failed = max(status, outcome.exit_status), failed + bool(outcome.error)
             if outcome.explained is not None:
                 job.add(outcome.explained)
+                for note in outcome.explained.notes:
+                    printing.warn(f"{outcome.image}: {note}")
             if said.as_json:
                 facts.append(outcome.to_json())
             if outcome.error:

@@ -1,11 +1,12 @@
 """Run a converted model on arrays."""
 
+import warnings
 from pathlib import Path
 
 import click
 
 import gbprewrite
-from gbprewrite import console, files, modelfile
+from gbprewrite import console, files, modelfile, printing
 from gbprewrite.cli.options import (
     FILE,
     force_option,
@@ -61,7 +62,8 @@ def run(
 ) -> None:
     """Run a CONVERTED model on arrays and write all of its outputs into an .npz file.
 
-    Its keys are the outputs' names, with "_" for what would be a path or does not print; the report says which.
+    Its keys are the outputs' names, with "_" for what would be a path or does not print; the report says which. A score
+    or a map that is NaN or infinite is named on standard error.
     """
     path = output or converted.with_name(f"{converted.name.removesuffix('.onnx')}.npz")
     model, _ = load_converted(converted)
@@ -70,10 +72,15 @@ def run(
     files.check_writable(path, force)
     files.check_suffix(path, ".npz")
     explainer = gbprewrite.Explainer(model, providers=provider, tf32=tf32, cuda_graph=cuda_graph)
-    explanation = explainer(arrayfiles.read_inputs(specs, explainer.slots))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gbprewrite.NotFinite)  # said below
+        explanation = explainer(arrayfiles.read_inputs(specs, explainer.slots))
     named, left = arrayfiles.storable(explainer.named(explanation))
     arrayfiles.save(path, named, force)
+    for note in explanation.notes:
+        printing.warn(note)
     facts = console.run_facts(path, named, explainer, arrayfiles.keys(named), left)
+    facts["notes"] = list(explanation.notes)
     if as_json:
         print_json(facts)
     elif not quiet:

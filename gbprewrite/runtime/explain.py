@@ -5,6 +5,7 @@ A `PhotoExplainer` makes an `ExplainedPhoto`, plain arrays and names, of an imag
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,7 @@ from PIL import Image
 from gbprewrite import embedded, evidence, modelfile, policies, report, seed
 from gbprewrite.class_axis import classes_second, samples_first
 from gbprewrite.companions import reads_layer
-from gbprewrite.errors import DataError, UsageError
+from gbprewrite.errors import DataError, NotFinite, UsageError
 from gbprewrite.final_activation import source_of
 from gbprewrite.heads import IN_WORDS
 from gbprewrite.plaintext import plain
@@ -91,6 +92,7 @@ class ExplainedPhoto:
         explained: the classes explained.
         maps: for each of these, method → map of shape [H,W,C], red first; of Grad-CAM [h,w,1].
         top: the highest classes, highest first; empty when the score is an inner tensor.
+        notes: scores that are NaN or infinite, a sentence each; of maps that are, there is no picture, but an error.
     """
 
     path: Path
@@ -98,6 +100,7 @@ class ExplainedPhoto:
     explained: Sequence[ClassScore]
     maps: Sequence[Mapping[str, Array]]
     top: Sequence[ClassScore]
+    notes: tuple[str, ...] = ()
 
 
 class PhotoExplainer:
@@ -184,7 +187,11 @@ class PhotoExplainer:
         image = images.read(path)
         with naming(path):
             image = images.fit(self.preprocessing, image)
-            explanation = self.explainer(self._fed(image))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotFinite)  # the notes tell
+                explanation = self.explainer(self._fed(image))
+            if not all(np.isfinite(explanation.map(m)).all() for m in self.methods):
+                raise DataError(" ".join(explanation.notes))
         by_region = seed.parse(self.explainer.record["target"]).kind == "region"
         shown = self.explainer.score_output if by_region else self.explainer.record["output"]
         values, meaning = self._class_values(explanation, shown, by_region)
@@ -193,9 +200,12 @@ class PhotoExplainer:
         order = () if values is None or scores is None else np.argsort(-scores, kind="stable")[:TOP]
         top = [self._class(int(i), values, meaning) for i in order]
         explained, maps = self._explained(explanation, values, meaning)
+        if explanation.notes and not all(one.value is None or np.isfinite(one.value) for one in explained):
+            with naming(path):
+                raise DataError(" ".join(explanation.notes))
         if self._by_detection:
             top, explained = self._detections(explanation, [one.index for one in explained], image)
-        return ExplainedPhoto(Path(path), np.asarray(image), explained, maps, top)
+        return ExplainedPhoto(Path(path), np.asarray(image), explained, maps, top, explanation.notes)
 
     @property
     def _by_detection(self) -> bool:

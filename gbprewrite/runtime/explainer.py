@@ -1,6 +1,7 @@
 """Maps from numpy arrays: convert if need be, run, give everything names."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +12,10 @@ from onnx import ModelProto
 
 from gbprewrite import embedded, report
 from gbprewrite.convert import convert, load
-from gbprewrite.errors import DataError, ModelError, UsageError
+from gbprewrite.errors import DataError, ModelError, NotFinite, UsageError
 from gbprewrite.final_activation import show_score
 from gbprewrite.protos import copied
-from gbprewrite.runtime import arrays, images
+from gbprewrite.runtime import arrays, finiteness, images
 from gbprewrite.runtime.session import Session
 from gbprewrite.seed import parse
 from gbprewrite.spellings import suited
@@ -37,6 +38,7 @@ class Explanation:
         index: int64, the class explained: [N], [N, K] for several classes, [N, rank - 1] for a unit of the score,
             [N, K, rank - 1] for several units; None for the target "seed".
         provider: "cuda" or "cpu", where it ran.
+        notes: what is NaN or infinite, and why, a sentence each; empty where scores and maps are finite.
     """
 
     maps: dict[str, Array]
@@ -44,6 +46,7 @@ class Explanation:
     index: NDArray[np.int64] | None
     provider: str
     _names: Mapping[tuple[str, str, str], str] = field(repr=False, default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def map(self, method: str | None = None, input: str | None = None, form: str = "raw") -> Array:
         """The map of this method with respect to this input; neither need be named where there is only one.
@@ -120,6 +123,7 @@ class Explainer:
             (m["input"], m["method"], m["form"]): m["output"] for m in record["maps"] if m["method"] in asked
         }
         self.slots = slots_of(proto)
+        self._classes = _number_of_classes(proto, record)
         self.score_output = record["score"]
         if with_score:
             model = proto = copied(proto)
@@ -151,6 +155,8 @@ class Explainer:
         Raises:
             UsageError: missing or unknown inputs.
             DataError: a wrong shape or dtype, a target that does not exist, or onnxruntime stopped.
+
+        Warns NotFinite where the model's own scores or the maps are NaN or infinite (also `Explanation.notes`).
         """
         feeds = dict(batch) if isinstance(batch, Mapping) else self._only_input(batch)
         self._add_runtime_input(feeds, "target", targets)
@@ -159,15 +165,14 @@ class Explainer:
         fitted = arrays.fit(feeds, self.slots)
         found = self._run(fitted)
         maps = {name: found[name] for name in self._names.values()}
+        outputs = {name: found[name] for name in self._outputs}
         self._check_targets(fitted, maps)
         index = self.record["explained_index_name"]
-        return Explanation(
-            maps,
-            {name: found[name] for name in self._outputs},
-            found[index] if index else None,
-            self.provider,
-            self._names,
-        )
+        raw = {name: maps[name] for (_, _, form), name in self._names.items() if form == "raw"}
+        notes = finiteness.notes(self.record, fitted, outputs, raw)
+        for note in notes:
+            warnings.warn(note, NotFinite, stacklevel=2)
+        return Explanation(maps, outputs, found[index] if index else None, self.provider, self._names, notes)
 
     def named(self, explanation: Explanation) -> dict[str, Any]:
         """Everything in an explanation under the names that the model's outputs have."""
@@ -240,15 +245,19 @@ class Explainer:
 
     def _check_targets(self, feeds: Mapping[str, Array], maps: Mapping[str, Array]) -> None:
         """A model answers a target that does not exist with maps of nothing but NaN; here that is an error."""
-        if parse(self.record["target"]).kind in ("argmax", "seed"):
-            return
+        kind, target = parse(self.record["target"]).kind, self.record["target_name"]
+        if kind in ("argmax", "seed") or (self._classes is not None and kind not in ("input", "region")):
+            return  # the conversion knew what there is
         for (x, _, form), name in self._names.items():
             if form != "raw" and maps[name].dtype == np.uint8:
                 continue  # has no NaN: such a picture is black
             rows = range(len(maps[name]))
             finite = [x not in feeds or np.isfinite(feeds[x][i]).all() for i in rows]  # a photograph's bytes are
-            void = [i for i in rows if np.isnan(maps[name][i]).all() and finite[i]]
-            if void and parse(self.record["target"]).kind == "region":
+            there = np.zeros(len(rows), bool)
+            if kind == "input" and self._classes is not None and len(feeds[target]) == len(rows):
+                there = (feeds[target] >= 0) & (feeds[target] < self._classes)
+            void = [i for i in rows if np.isnan(maps[name][i]).all() and finite[i] and not there[i]]
+            if void and kind == "region":
                 raise DataError(
                     f"no position says the class of target {self.record['target']} in the score "
                     f"{self.record['score']!r}{self._where(feeds, void, len(rows))}. Explain another class, or "
@@ -287,6 +296,14 @@ def slots_of(model: ModelProto) -> list[arrays.Slot]:
     weights = {t.name for t in model.graph.initializer}
     rows = [report.value_row(i) for i in model.graph.input if i.name not in weights]
     return [arrays.Slot(r["name"], np.dtype(r["dtype"]), _dimensions(r["shape"])) for r in rows]
+
+
+def _number_of_classes(model: ModelProto, record: report.Record) -> int | None:
+    """The length of the score's class axis, where the file fixes it."""
+    rows = [report.value_row(v) for v in (*model.graph.output, *model.graph.value_info) if v.name == record["score"]]
+    shape, axis = (rows[0]["shape"] if rows else None), record["class_axis"]
+    found = shape[axis] if shape is not None and axis is not None and axis < len(shape) else None
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _dimensions(shape: Sequence[arrays.Dim] | None) -> tuple[arrays.Dim, ...] | None:

@@ -174,6 +174,7 @@ class Outcome:
             "image": str(self.image),
             **{kind: str(path) for kind, path in self.written.items()},
             **{key: [one.to_json() for one in found] for key, found in classes.items()},
+            "notes": list(self.explained.notes),
         }
 
     def text(self) -> str:

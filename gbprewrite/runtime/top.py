@@ -6,6 +6,7 @@ map of a winning unit. `topsheet.py` draws them.
 
 import heapq
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import Image
 
 from gbprewrite import embedded, evidence, graft, report
 from gbprewrite.convert import convert, load
-from gbprewrite.errors import DataError, UsageError
+from gbprewrite.errors import DataError, NotFinite, UsageError
 from gbprewrite.preprocessing import Options, plan
 from gbprewrite.protos import copied
 from gbprewrite.runtime import arrays, images
@@ -215,7 +216,9 @@ class TopImages:
             photo = images.fit(self.preprocessing, image)
             seed = np.zeros(winner.shape)
             seed[(0, *winner.unit)] = 1
-            found = self._explainer(self.preprocessing.array(photo), seed=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotFinite)  # an error below
+                found = self._explainer(self.preprocessing.array(photo), seed=seed)
             if not all(np.isfinite(found.map(m)).all() for m in (self.method, "gradient")):
                 raise DataError(f"the map of the unit {winner.unit} of {self.layer!r} is not finite.")
         maps = {m: self.preprocessing.channels_last(found.map(m)[0]) for m in (self.method, "gradient")}
