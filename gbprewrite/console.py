@@ -139,6 +139,7 @@ def print_conversion(facts: Row) -> None:
             **_photos_in_words(facts["preprocessing"]),
             "note ": facts["notes"],
             "flaw": _flaw_in_words(facts["flaw"]),
+            "not loaded": facts["load_note"] or [],
             "limits": policies.limits(facts["methods"]),
             "next": facts["next"],
         }

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,36 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """
     path = Path(path)
     model = _parsed(path)
+    apart = [t for t in _tensors(model) if uses_external_data(t)]
     try:
+        for tensor in apart:
+            _tell_length(tensor)
         load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(
             f"{path} keeps weights in a separate file that can't be read: {_first_line(error)}. "
             "Put the external data file beside the model, under the name the model gives it."
         ) from None
+    for tensor in apart:
+        if len(tensor.raw_data) != _bytes(tensor):
+            raise ModelError(
+                f"{path} keeps the weight {tensor.name!r} in a separate file, and {len(tensor.raw_data):,} bytes are "
+                f"there in place of {_bytes(tensor):,} (shape {list(tensor.dims)}). Both files must be of one export; "
+                "export or download them again."
+            )
     return model
+
+
+def _tell_length(tensor: onnx.TensorProto) -> None:
+    """Write down, in place, how much external data is this tensor's, where that is left out: as much as it takes.
+
+    (onnx reads to the end of the file then.)
+    """
+    if not ExternalDataInfo(tensor).length:
+        kept = [entry for entry in tensor.external_data if entry.key != "length"]
+        del tensor.external_data[:]
+        tensor.external_data.extend(kept)
+        tensor.external_data.add(key="length", value=str(_bytes(tensor)))
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
@@ -72,21 +94,23 @@ def _parsed(path: Path) -> onnx.ModelProto:
 
 def files_of(path: Path) -> list[Path]:
     """The file of a model and those of its external data. Raises ModelError when it can't be read."""
-    model = _parsed(path)
+    locations = {ExternalDataInfo(t).location: None for t in _tensors(_parsed(path)) if uses_external_data(t)}
+    return [path, *(path.parent / location for location in locations)]
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model: initializers and attributes, of all graphs and functions."""
     scopes: list[Any] = [model.graph, *model.functions]
-    locations: dict[str, None] = {}
     while scopes:
         scope = scopes.pop()
         attributes = [attribute for node in scope.node for attribute in node.attribute]
         scopes += [graph for a in attributes for graph in (*([a.g] if a.HasField("g") else ()), *a.graphs)]
         sparse = [tensor for a in attributes for tensor in (a.sparse_tensor, *a.sparse_tensors)]
-        tensors = [tensor for a in attributes for tensor in (a.t, *a.tensors)]
+        yield from (tensor for a in attributes for tensor in (a.t, *a.tensors))
         if isinstance(scope, onnx.GraphProto):
-            tensors += scope.initializer
+            yield from scope.initializer
             sparse += scope.sparse_initializer
-        tensors += [tensor for one in sparse for tensor in (one.values, one.indices)]
-        locations |= {ExternalDataInfo(t).location: None for t in tensors if uses_external_data(t)}
-    return [path, *(path.parent / location for location in locations)]
+        yield from (tensor for one in sparse for tensor in (one.values, one.indices))
 
 
 def read_beside(model: Path, planned: Iterable[Path]) -> list[Path]:
@@ -99,8 +123,13 @@ def places(path: Path, model: onnx.ModelProto) -> list[Path]:
     return [path, path.with_name(f"{path.name}.data")] if is_large(model) else [path]
 
 
-def save(model: onnx.ModelProto, path: str | os.PathLike[str], force: bool = False) -> None:
-    """Write a model: the whole file, or nothing.
+def save(
+    model: onnx.ModelProto,
+    path: str | os.PathLike[str],
+    force: bool = False,
+    check: Callable[[Path], object] = lambda _part: None,
+) -> None:
+    """Write a model: the whole file, or nothing. `check` sees it before it is moved to its place, and may raise.
 
     A model of more than 2 GB gets its weights in `<name>.data` beside it: both files are written, or none. Raises
     OutputError when one of them exists (unless `force`) or can't be written, ModelError when weights lie in a file that
@@ -114,11 +143,13 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], force: bool = Fal
     if len(planned) == 1:
         with files.whole(path, force=force) as part:
             part.write_bytes(model.SerializeToString(deterministic=True))
+            check(part)
         return
     with files.whole_together(planned, force=force) as (part, data):
         if _move_weights_out(model, data.name):
             data.touch()  # as the umask wants it; onnx would make it the owner's alone
         onnx.save(model, part)
+        check(part)
 
 
 def _move_weights_out(model: onnx.ModelProto, location: str) -> int:

@@ -14,17 +14,17 @@ import numpy as np
 import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from gbprewrite import attributes, expansion, notation, ordering, propagation
 from gbprewrite.branches import hoist_weights, settle_branches
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.functions import expand_functions
 from gbprewrite.fused import take_apart
-from gbprewrite.inference import infer, typed_skeleton, types_of
+from gbprewrite.inference import infer, typed_skeleton, types_in, types_of
 from gbprewrite.modelfile import opset_of
 from gbprewrite.opsets import check_downgrade, upgrade
-from gbprewrite.protos import elements
+from gbprewrite.protos import elements, graphs
 from gbprewrite.resizes import settle_resizes
 from gbprewrite.tensors import read_type
 
@@ -112,15 +112,25 @@ def _correct_shapes(model: ModelProto) -> None:
     jax2onnx 0.17 declares channels-last what its optimiser has made channels-first; onnxruntime warns, and runs it.
     """
     skeleton = typed_skeleton(model)
-    del skeleton.graph.value_info[:]
-    for value in skeleton.graph.output:
-        value.type.tensor_type.ClearField("shape")
+    for graph in graphs(skeleton.graph):
+        del graph.value_info[:]
+        for value in graph.output:
+            value.type.tensor_type.ClearField("shape")
     with contextlib.suppress(onnx.shape_inference.InferenceError):
-        found = types_of(propagation.infer_shapes(skeleton))
         symbols = {d.dim_param for v in model.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param}
-        for value in [*model.graph.value_info, *model.graph.output]:
-            if value.name in found and _contradict(read_type(value.type)[1], read_type(found[value.name])[1], symbols):
-                value.type.tensor_type.shape.CopyFrom(found[value.name].tensor_type.shape)
+        _correct(model.graph, propagation.infer_shapes(skeleton).graph, symbols)
+
+
+def _correct(graph: GraphProto, inferred: GraphProto, symbols: set[str]) -> None:
+    """One graph, by what inference found of it, and the branches inside it."""
+    found = types_in(inferred)
+    for value in [*graph.value_info, *graph.output]:
+        if value.name in found and _contradict(read_type(value.type)[1], read_type(found[value.name])[1], symbols):
+            value.type.tensor_type.shape.CopyFrom(found[value.name].tensor_type.shape)
+    inner = {(n.output[0], a.name): a.g for n in inferred.node if n.output for a in n.attribute if a.HasField("g")}
+    for node in (n for n in graph.node if n.output):
+        for attribute in (a for a in node.attribute if a.HasField("g")):
+            _correct(attribute.g, inner.get((node.output[0], attribute.name), GraphProto()), symbols)
 
 
 def _contradict(said: list[int | str | None] | None, found: list[int | str | None] | None, symbols: set[str]) -> bool:

@@ -23,6 +23,7 @@ from gbprewrite.cli.options import (
 from gbprewrite.convert import load
 from gbprewrite.policies import METHODS
 from gbprewrite.preprocessing import Options
+from gbprewrite.runtime.loading import check_loads
 
 
 def default_path(model: Path, methods: tuple[str, ...]) -> Path:
@@ -69,6 +70,12 @@ def default_path(model: Path, methods: tuple[str, ...]) -> Path:
     "input, and resizes and normalises them itself: as the options below say, or as the model tells.",
 )
 @preprocessing_options
+@click.option(
+    "--no-check",
+    is_flag=True,
+    help="Do not load the file once. Where onnxruntime is installed, a file that it does not load is an error, unless "
+    "it does not load MODEL either.",
+)
 @force_option
 @json_option
 @quiet_option
@@ -79,6 +86,7 @@ def convert(
     as_json: bool,
     quiet: bool,
     preprocessing: Options,
+    no_check: bool,
     **options: Any,
 ) -> None:
     """Write a copy of MODEL that also computes maps of its inputs."""
@@ -91,8 +99,10 @@ def convert(
         files.check_writable(place, force)
     files.check_suffix(path, ".onnx")
     result = gbprewrite.convert(source, **wanted)
-    modelfile.save(result, path, force)
-    facts = console.conversion_facts(model, path, result)
+    del source
+    said: list[str | None] = []
+    modelfile.save(result, path, force, lambda part: None if no_check else said.append(check_loads(part, model)))
+    facts = console.conversion_facts(model, path, result) | {"load_note": next(iter(said), None)}
     if as_json:
         print_json(facts)
     elif not quiet:

@@ -1,0 +1,89 @@
+"""Whether onnxruntime loads a file: asked in a process of its own, which a fault in compiled code may end.
+
+Loading happens on the CPU; where a kernel is missing there, on CUDA, if this onnxruntime has it.
+"""
+
+import contextlib
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from gbprewrite.errors import ModelError
+
+SECONDS = 600  # that a file may take to load
+PROGRAM = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[2])
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+options.add_session_config_entry("session.disable_prepacking", "1")
+providers = [["CPUExecutionProvider"]]
+if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    providers.append(["CUDAExecutionProvider", "CPUExecutionProvider"])
+reason = None
+for chosen in providers:
+    try:
+        onnxruntime.InferenceSession(sys.argv[1], options, providers=chosen)
+        reason = None
+        break
+    except Exception as error:
+        reason = reason or str(error)
+with open(sys.argv[3], "w") as answer:
+    json.dump([onnxruntime.__version__, reason], answer)
+"""
+
+
+class Answer(NamedTuple):
+    """What came of loading a file: the version of onnxruntime, and why it does not load; None where it does."""
+
+    version: str
+    reason: str | None
+
+
+def load_once(path: Path) -> Answer | None:
+    """Load a model file once; None where no onnxruntime is installed, or it can't be imported."""
+    if importlib.util.find_spec("onnxruntime") is None or not sys.executable:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "answer.json"
+        command = [sys.executable, "-I", "-c", PROGRAM, str(path), json.dumps(sys.path), str(said)]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=SECONDS, stdin=subprocess.DEVNULL, check=False)
+        except subprocess.TimeoutExpired:
+            return Answer("", f"loading took more than {SECONDS} seconds")
+        with contextlib.suppress(OSError, ValueError):
+            return Answer(*json.loads(said.read_text()))
+    if done.returncode < 0:
+        return Answer("", f"onnxruntime itself was brought down (signal {-done.returncode})")
+    return None
+
+
+def check_loads(result: Path, source: Path) -> str | None:
+    """Load a conversion's result. A note where neither it nor its source loads, so that nothing is known of it.
+
+    Raises ModelError where the source loads and the result does not.
+    """
+    answer = load_once(result)
+    if answer is None or answer.reason is None:
+        return None
+    before = load_once(source)
+    version = f"onnxruntime {answer.version}".strip()
+    if before is not None and before.reason is None:
+        raise ModelError(
+            f"{version} loads the source {source} and does not load its conversion: {_line(answer.reason, result)}. "
+            "Nothing was written. Please report it with the model, as a defect of gbprewrite, unless the file is for "
+            "another runtime or provider; --no-check writes it unloaded."
+        )
+    reason = answer.reason if before is None else before.reason
+    return f"{version} loads neither the source nor this file, so that it is not checked: {_line(reason or '', result)}"
+
+
+def _line(text: str, path: Path) -> str:
+    """A reason in one line, without the full stop, and without the folder in which the file lies for a moment."""
+    text = text.replace(str(path), path.name)
+    return next(iter(text.strip().splitlines()), "no reason given").rstrip(". ")
