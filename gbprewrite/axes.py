@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 from gbprewrite import policies
 from gbprewrite.regrouping import (
     BATCH,
+    BESIDE,
     CHANNELS,
     CLASSES,
     ONE,
@@ -28,6 +29,7 @@ from gbprewrite.regrouping import (
     size_of,
 )
 from gbprewrite.rules.linear import subscripts
+from gbprewrite.shape_operands import operand_sizes
 from gbprewrite.shapes import constant_of
 from gbprewrite.tensors import Tensor
 
@@ -96,30 +98,28 @@ class Axes:
                 self._follow_branches(node, branches)
             elif node.op not in NOT_VALUES and any(id(t) in self.of for t in node.inputs):
                 found = self._outputs(node)
-                self.of.update({id(y): self._fitting(found, y) for y in node.outputs})
+                same = node.op in (*RESHAPES, "Transpose")
+                self.of.update({id(y): self._fitting(found, y, same) for y in node.outputs})
 
     def with_classes(self, score: Tensor, axis: int, nodes: Sequence[gs.Node]) -> list[Axis] | None:
         """What the last of these nodes gives, where one axis of what the first one reads holds the classes."""
         before = self.of.get(id(score))
         kept, made = dict(self.of), self._made
         if before is not None:
-            marked = [
-                tuple(p._replace(role=CLASSES) for p in parts) if at == axis % len(before) else parts
-                for at, parts in enumerate(before)
-            ]
-            self.of[id(score)] = marked
+            self.of[id(score)] = [_classes(p) if at == axis % len(before) else p for at, p in enumerate(before)]
         self.follow(nodes)
         found = self.of.get(id(nodes[-1].outputs[0])) if nodes else self.of.get(id(score))
         self.of, self._made = kept, made
         return found
 
-    def _fitting(self, found: Sequence[Axis] | None, y: Tensor) -> list[Axis] | None:
-        """What was found, in the sizes of the output; of another number of axes nothing is known."""
+    def _fitting(self, found: Sequence[Axis] | None, y: Tensor, same: bool = False) -> list[Axis] | None:
+        """What was found, in the sizes of the output unless these are the `same` by other names; of another number of
+        axes nothing is known."""
         if y.shape is None:
             return None
         if found is None or len(found) != len(y.shape):
             return [(Part(UNKNOWN, size_of(d)),) for d in y.shape]
-        return [resized(axis, d) for axis, d in zip(found, y.shape, strict=True)]
+        return list(found) if same else [resized(axis, d) for axis, d in zip(found, y.shape, strict=True)]
 
     def _follow_branches(self, node: gs.Node, branches: Sequence[gs.Graph]) -> None:
         """An If gives what its branches give, where they agree."""
@@ -145,7 +145,7 @@ class Axes:
         if x is None:
             return self._looked_up(node) if node.op == "Gather" else None
         if node.op in RESHAPES:
-            return regrouped(x, y.shape)
+            return _reshaped(node, x, y)
         if node.op in MOVES:
             return MOVES[node.op](self, node, x)
         if node.op in REDUCTIONS:
@@ -250,6 +250,32 @@ MOVES: dict[str, Callable[[Axes, gs.Node, list[Axis]], list[Axis] | None]] = {
     "QLinearConcat": Axes._joined,
     "Einsum": Axes._summed,
 }
+
+
+def _classes(axis: Axis) -> Axis:
+    """An axis along which a Softmax runs. Where it holds channels and more, the channels are the classes."""
+    mixed = CHANNELS in roles(axis) and len(roles(axis)) > 1
+    return tuple(p._replace(role=BESIDE if mixed and p.role != CHANNELS else CLASSES) for p in axis)
+
+
+def _reshaped(node: gs.Node, x: list[Axis], y: Tensor) -> list[Axis]:
+    """The axes put together or dealt out anew; sizes as the operand names them, rather than as the output does."""
+    if node.op == "Flatten":
+        at = node.attrs.get("axis", 1) % (len(x) + 1)
+        halves = (tuple(p for axis in half for p in axis) for half in (x[:at], x[at:]))
+        return [half or (Part(SINGLE, ONE),) for half in halves]
+    dims = list(y.shape)
+    if node.op == "Reshape":
+        told = operand_sizes(node.inputs[1]) or []
+        kept = [] if node.attrs.get("allowzero") else list(node.inputs[0].shape)
+        for at, size in enumerate(told if len(told) == len(dims) else []):
+            size = kept[at] if size == 0 and at < len(kept) else size
+            if not isinstance(dims[at], int) and size not in (None, -1):
+                dims[at] = size
+        unnamed = [at for at, size in enumerate(told) if size in (None, -1) and not isinstance(dims[at], int)]
+        if len(told) == len(dims) and len(unnamed) == 1:
+            dims[unnamed[0]] = None
+    return regrouped(x, dims)
 
 
 def _reduced(node: gs.Node, x: list[Axis]) -> list[Axis] | None:

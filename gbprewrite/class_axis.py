@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gbprewrite.errors import UsageError
-from gbprewrite.regrouping import BATCH, CHANNELS, CLASSES, POSITIONS, SINGLE, UNKNOWN, Axis, roles
+from gbprewrite.regrouping import BATCH, BESIDE, CHANNELS, CLASSES, POSITIONS, SINGLE, UNKNOWN, Axis, roles
 from gbprewrite.symbols import UNKNOWN as UNNAMED
 
 
@@ -132,7 +132,7 @@ def _found(shape: Sequence[Any], holds: Sequence[Axis], behind: Sequence[int]) -
     if not behind:
         return None, "one value for each sample" if shape else "it is one number"
     classes = [a for a in behind if CLASSES in roles(holds[a])]
-    if len(classes) == 1 and roles(holds[classes[0]]) == {CLASSES}:
+    if len(classes) == 1 and roles(holds[classes[0]]) <= {CLASSES, BESIDE}:
         return classes[0], "the final Softmax runs along it"
     if not classes:
         channels = [a for a in behind if roles(holds[a]) == {CHANNELS}]

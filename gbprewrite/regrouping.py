@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 Size = tuple[int, tuple[str, ...]]  # a number times named sizes: 4·n·h is (4, ("h", "n"))
 ONE: Size = (1, ())
-BATCH, CHANNELS, CLASSES, POSITIONS, SINGLE, UNKNOWN = "batch", "channels", "classes", "positions", "single", "unknown"
+BATCH, CHANNELS, POSITIONS, SINGLE, UNKNOWN = "batch", "channels", "positions", "single", "unknown"
+CLASSES, BESIDE = "classes", "beside"
 
 
 class Part(NamedTuple):
     """`role` is what it holds: samples (BATCH), the CHANNELS that the node `by` made (number `made` of the graph), the
-    CLASSES of a Softmax, POSITIONS, a SINGLE value of no meaning, or UNKNOWN. `size` is None where nothing tells."""
+    CLASSES of a Softmax, what that runs along BESIDE them, POSITIONS, a SINGLE value of no meaning, or UNKNOWN. `size`
+    is None where nothing tells."""
 
     role: str
     size: Size | None

@@ -97,7 +97,9 @@ def _counting(
     if holds is None:
         holds = [(Part(UNKNOWN, size_of(d)),) for d in counted.shape]
     batched = [x for x in inputs if x.shape and id(x) not in axes.unbatched]
-    made = counting(counted.name, counted.shape, holds, class_axis, [x.shape[0] for x in batched])
+    names = {d for x in inputs if x.shape for d in x.shape}
+    shape = [d if isinstance(d, int) or d in names else None for d in counted.shape]  # others are the exporter's own
+    made = counting(counted.name, shape, holds, class_axis, [x.shape[0] for x in batched])
     return made._replace(unbatched=not batched)
 
 

@@ -298,10 +298,11 @@ class _Differences:
     def check(self, gradient: Array, index: Array | None, note: str) -> Check:
         """The largest error over the directions that meet no kink."""
         name = f"directional derivatives of {self.x}"
-        classes = gradient.shape[1] if gradient.ndim > self.at.ndim else 0
+        axis = 0 if self.trial.record["unbatched"] else 1  # of the classes
+        classes = gradient.shape[axis] if gradient.ndim > self.at.ndim else 0
         weights = self.trial.rng.normal(size=classes) if classes else np.ones(1)
         slope = np.asarray(gradient, np.float64)
-        slope = np.tensordot(weights, slope, (0, 1)) if classes else slope
+        slope = np.tensordot(weights, slope, (0, axis)) if classes else slope
         if slope.shape != self.at.shape:
             return Check(name, "failed", None, self.limit, f"the map has shape {list(gradient.shape)}")
         dy = self.trial.cotangent(weights, index)

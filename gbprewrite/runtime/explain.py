@@ -170,12 +170,15 @@ class PhotoExplainer:
         if own is not None:
             return own
         told = evidence.read(model, self.input.name)
-        return plan(self.input.name, self.input.shape, self.input.dtype, said, told)
+        alone = self.explainer.record["unbatched"] and self.input.shape is not None  # takes one image, without a batch
+        shape = (1, *(self.input.shape or ())) if alone else self.input.shape
+        return plan(self.input.name, shape, self.input.dtype, said, told)
 
     def _fed(self, image: Image.Image) -> Array:
         """The fitted image as the file takes it."""
         if self.explainer.record["embedded"] is None:
-            return self.preprocessing.array(image)
+            array = self.preprocessing.array(image)
+            return array[0] if self.explainer.record["unbatched"] else array
         return np.asarray(image).reshape(1, image.height, image.width, self.preprocessing.channels)
 
     def __call__(self, path: str | os.PathLike[str]) -> ExplainedPhoto:
@@ -262,13 +265,15 @@ class PhotoExplainer:
     ) -> tuple[list[ClassScore], list[dict[str, Array]]]:
         """The classes that the model's `explained_index` names, and their maps."""
         assert explanation.index is not None
-        target = seed.parse(self.explainer.record["target"])
+        record = self.explainer.record
+        target = seed.parse(record["target"])
         index = explanation.index[0]
         if target.one_unit:
             found = [self._unit(explanation, tuple(unit)) for unit in np.atleast_2d(index).tolist()]
         else:
             found = [self._class(int(i), values, meaning) for i in np.atleast_1d(index)]
-        stacked = {m: explanation.map(m)[0] if target.many else explanation.map(m) for m in self.methods}
+        maps = {m: explanation.map(m)[None] if record["unbatched"] else explanation.map(m) for m in self.methods}
+        stacked = {m: made[0] if target.many else made for m, made in maps.items()}
         to_image = self.preprocessing.channels_last
         return found, [{m: to_image(stacked[m][k]) for m in self.methods} for k in range(len(found))]
 
