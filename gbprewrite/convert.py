@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
-import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 from onnx_graphsurgeon.logger import G_LOGGER
@@ -23,10 +22,11 @@ from gbprewrite import (
     report,
     seed,
     select,
+    soundness,
     subset,
 )
 from gbprewrite.branches import names_inside
-from gbprewrite.errors import GbprewriteError, ModelError, UnsupportedOperators, UsageError
+from gbprewrite.errors import GbprewriteError, ModelError, UnsupportedOperators, UsageError, first_line
 from gbprewrite.graft import check, declare_outputs, graft, keep_only, restore
 from gbprewrite.instances import Instances
 from gbprewrite.lowering import Builder
@@ -49,24 +49,20 @@ def blaming(model: str | os.PathLike[str] | ModelProto) -> Iterator[None]:
             yield
     except GbprewriteError:
         raise
+    except MemoryError as error:
+        raise ModelError(
+            "the model asks for more memory than there is. If it is of a usual size, close other programs; else its "
+            "shapes or attributes are damaged: export it again."
+        ) from error
     except Exception as error:
-        try:
-            onnx.checker.check_model(modelfile.checkable(load(model, replace=None)))
-        except Exception as flaw:
-            if "Field 'shape' of 'type' is required" in str(flaw):  # an output without a shape gets one
-                raise _defect(error) from error
-            raise ModelError(
-                f"the model is not valid ONNX: {str(flaw).strip().splitlines()[0]} Export it again; "
-                "onnx.checker.check_model shows the flaw."
-            ) from error
-        raise _defect(error) from error
-
-
-def _defect(error: Exception) -> ModelError:
-    return ModelError(
-        f"the model can't be worked on ({type(error).__name__}: {error}). It passes onnx.checker, so either its "
-        "values contradict each other, or this is a defect of gbprewrite: please report it with the model."
-    )
+        words = soundness.flaw(load(model, replace=None))
+        if words:
+            raise ModelError(f"the model is not valid: {words}. Export it again.") from error
+        raise ModelError(
+            f"the model can't be worked on ({type(error).__name__}: {first_line(error)}). It passes ONNX's full check, "
+            "and onnxruntime loads it where that is installed, so this is a defect of gbprewrite: please report it "
+            "with the model."
+        ) from error
 
 
 def convert(
@@ -326,6 +322,7 @@ def load(model: str | os.PathLike[str] | ModelProto, replace: bool | None = Fals
         modelfile.check_references(source)
     else:
         source = modelfile.load(model)
+    soundness.check_weights(source)
     record = report.read_record(source)
     if record is None or replace is None:
         return source

@@ -81,3 +81,9 @@ class RuntimeUnavailable(GbprewriteError):
 
 class NotFinite(UserWarning):
     """A score that the model itself gives, or a map, holds NaN or infinity; the message says which and why."""
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line, without the full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". ") if lines else type(error).__name__

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-import onnx
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, helper, numpy_helper
 
-from gbprewrite import embedded, modelfile, randomness, report
+from gbprewrite import embedded, randomness, report, soundness
 from gbprewrite.branches import captured, reads
 from gbprewrite.errors import ModelError
 from gbprewrite.lowering import Builder
@@ -112,23 +111,26 @@ def declare_outputs(model: ModelProto, graph: gs.Graph) -> None:
 def check(model: ModelProto, source: Callable[[], ModelProto]) -> str | None:
     """The standard's own full check of a converted model.
 
-    A source that fails it already may still run: then the plain check decides, and the flaw comes back as a sentence.
-    Raises ModelError when the conversion is at fault.
+    A source that fails it already may still run. Then the plain check decides, or onnxruntime, and the flaw comes back
+    as a sentence. Raises ModelError where the source is at fault, or, once that was looked at too, the conversion.
     """
-    flaw = _flaw(model, full=True)
+    flaw = soundness.checked(model, full=True)
     if flaw is None:
         return None
-    if _flaw(source(), full=True) is not None and _flaw(model, full=False) is None:
+    given = source()
+    own = soundness.checked(given, full=True)
+    plain = soundness.checked(model, full=False)
+    if own is not None and plain is None:
         return f"the source itself does not pass ONNX's full check: {flaw}"
+    refused = soundness.refused(given)
+    if refused is not None:
+        raise ModelError(f"the model is not valid: {refused}, and ONNX's check says: {own or flaw}. Export it again.")
+    if own is not None and soundness.checked(given, full=False) is not None:
+        if soundness.is_runnable(model):
+            return f"the source itself does not pass ONNX's check: {own}"
+        raise ModelError(f"the model is not valid: it does not pass ONNX's check: {own}. Export it again.")
     raise ModelError(
-        f"the converted model does not pass ONNX's full check: {flaw}. The source does, so this is a defect of "
-        "gbprewrite: please report it."
+        f"the converted model does not pass ONNX's {'full ' if plain is None else ''}check: {plain or flaw}. The "
+        "source does, and onnxruntime loads it where that is installed, so this is a defect of gbprewrite: please "
+        "report it with the model."
     )
-
-
-def _flaw(model: ModelProto, full: bool) -> str | None:
-    try:
-        onnx.checker.check_model(modelfile.checkable(model), full_check=full)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return str(error).strip().splitlines()[0]
-    return None

@@ -1,11 +1,10 @@
 """Model files: read one, give back one, write atomically."""
 
-import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
@@ -18,14 +17,16 @@ from onnx.external_data_helper import (
 )
 
 from gbprewrite import files
-from gbprewrite.errors import ModelError
-from gbprewrite.protos import elements
+from gbprewrite.errors import ModelError, first_line
+from gbprewrite.protos import elements, tensors
 from gbprewrite.tensors import SMALL
 
 DECISIVE = 64  # elements: integers up to here are shapes, axes, pads; their values decide what a node means
 FOUR_BITS = (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1)  # two in a byte of the file
 CHECKED_WHOLE = 50_000_000  # bytes of weights: more than these cost the checker more time than the conversion takes
 APART = 1024  # bytes: smaller weights of a model over 2 GB stay in the model file
+TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
+CLAIMED = 16_000_000  # bytes that weights may claim of other files, beside four times what these have
 PROTOBUF_LIMIT = 2_000_000_000  # a protobuf message ends at 2 GiB; beyond it weights go to a file of their own
 
 
@@ -37,22 +38,24 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """
     path = Path(path)
     model = _parsed(path)
-    apart = [t for t in _tensors(model) if uses_external_data(t)]
+    apart = [t for t in tensors(model) if uses_external_data(t)]
     try:
-        for tensor in apart:
-            _tell_length(tensor)
-        load_external_data_for_model(model, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of entries that onnx does not know
+            for tensor in apart:
+                _tell_length(tensor)
+            _check_claims(apart, path.parent)
+            load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, OverflowError, MemoryError, onnx.checker.ValidationError) as error:
         raise ModelError(
-            f"{path} keeps weights in a separate file that can't be read: {_first_line(error)}. "
+            f"{path} keeps weights in a separate file that can't be read: {first_line(error)}. "
             "Put the external data file beside the model, under the name the model gives it."
         ) from None
     for tensor in apart:
-        if len(tensor.raw_data) != _bytes(tensor):
+        if len(tensor.raw_data) != bytes_of(tensor):
             raise ModelError(
                 f"{path} keeps the weight {tensor.name!r} in a separate file, and {len(tensor.raw_data):,} bytes are "
-                f"there in place of {_bytes(tensor):,} (shape {list(tensor.dims)}). Both files must be of one export; "
-                "export or download them again."
+                f"there in place of {bytes_of(tensor):,} (shape {list(tensor.dims)}). Both files must be of one "
+                "export; export or download them again."
             )
     return model
 
@@ -66,7 +69,32 @@ def _tell_length(tensor: onnx.TensorProto) -> None:
         kept = [entry for entry in tensor.external_data if entry.key != "length"]
         del tensor.external_data[:]
         tensor.external_data.extend(kept)
-        tensor.external_data.add(key="length", value=str(_bytes(tensor)))
+        tensor.external_data.add(key="length", value=str(bytes_of(tensor)))
+
+
+def _check_claims(apart: Iterable[onnx.TensorProto], folder: Path) -> None:
+    """Raise ModelError where tensors claim more than their files hold: a thousand may claim the same gigabyte."""
+    claimed = 0
+    sizes: dict[str, int] = {}
+    for tensor in apart:
+        info = ExternalDataInfo(tensor)
+        if info.location not in sizes:
+            file = folder / info.location
+            sizes[info.location] = file.stat().st_size if file.is_file() else 0
+        end = (info.offset or 0) + (info.length or 0)
+        claimed += info.length or 0
+        if end > sizes[info.location] > 0:
+            raise ModelError(
+                f"the weight {tensor.name!r} lies in {info.location!r} up to byte {end:,}, and the file has "
+                f"{sizes[info.location]:,}. It was not written whole, or is another model's: export or download both "
+                "again."
+            )
+    held = sum(sizes.values())
+    if claimed > CLAIMED + 4 * held:
+        raise ModelError(
+            f"the weights claim {claimed:,} bytes of files that have {held:,} together, so that they would be read "
+            "again and again. Export the model again."
+        )
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
@@ -94,23 +122,9 @@ def _parsed(path: Path) -> onnx.ModelProto:
 
 def files_of(path: Path) -> list[Path]:
     """The file of a model and those of its external data. Raises ModelError when it can't be read."""
-    locations = {ExternalDataInfo(t).location: None for t in _tensors(_parsed(path)) if uses_external_data(t)}
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        locations = {ExternalDataInfo(t).location: None for t in tensors(_parsed(path)) if uses_external_data(t)}
     return [path, *(path.parent / location for location in locations)]
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model: initializers and attributes, of all graphs and functions."""
-    scopes: list[Any] = [model.graph, *model.functions]
-    while scopes:
-        scope = scopes.pop()
-        attributes = [attribute for node in scope.node for attribute in node.attribute]
-        scopes += [graph for a in attributes for graph in (*([a.g] if a.HasField("g") else ()), *a.graphs)]
-        sparse = [tensor for a in attributes for tensor in (a.sparse_tensor, *a.sparse_tensors)]
-        yield from (tensor for a in attributes for tensor in (a.t, *a.tensors))
-        if isinstance(scope, onnx.GraphProto):
-            yield from scope.initializer
-            sparse += scope.sparse_initializer
-        yield from (tensor for one in sparse for tensor in (one.values, one.indices))
 
 
 def read_beside(model: Path, planned: Iterable[Path]) -> list[Path]:
@@ -157,7 +171,7 @@ def _move_weights_out(model: onnx.ModelProto, location: str) -> int:
 
     (onnx's own function looks for the file in the working directory, and refuses where it finds one of this name.)
     """
-    large = [t for t in model.graph.initializer if not uses_external_data(t) and _bytes(t) >= APART]
+    large = [t for t in model.graph.initializer if not uses_external_data(t) and bytes_of(t) >= APART]
     for tensor in large:
         if not tensor.HasField("raw_data"):
             tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
@@ -216,7 +230,7 @@ def checkable(model: onnx.ModelProto) -> onnx.ModelProto:
     away = {t.name for t in references(model)}
     if _weight_bytes(model) > CHECKED_WHOLE:
         large = (t for t in model.graph.initializer if elements(t.dims) > SMALL)
-        away |= {t.name for t in large if len(t.raw_data) == _bytes(t)}
+        away |= {t.name for t in large if len(t.raw_data) == bytes_of(t)}
     if not away:
         return model
     made = without_weights(model)
@@ -255,13 +269,18 @@ def is_large(model: onnx.ModelProto) -> bool:
 
 
 def _weight_bytes(model: onnx.ModelProto) -> int:
-    return sum(_bytes(t) for t in model.graph.initializer if not uses_external_data(t))
+    return sum(bytes_of(t) for t in model.graph.initializer if not uses_external_data(t))
 
 
-def _bytes(tensor: onnx.TensorProto) -> int:
-    """What a tensor's data takes; nothing for text."""
+def bytes_of(tensor: onnx.TensorProto) -> int:
+    """What a tensor's data takes; nothing for text. Raises ModelError for a type that does not exist."""
     if tensor.data_type == TensorProto.STRING:
         return 0
+    if tensor.data_type not in TYPES:
+        raise ModelError(
+            f"the weight {tensor.name!r} is damaged: its type is number {tensor.data_type}, which this version of ONNX "
+            "does not have. Export or download the model again."
+        )
     size = elements(tensor.dims) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     return -(-size // 2) if tensor.data_type in FOUR_BITS else size
 
@@ -309,9 +328,3 @@ def _copy_field(target: object, field: object, value: object) -> None:
         getattr(target, name).CopyFrom(value)
     else:
         getattr(target, name).extend(value)
-
-
-def _first_line(error: Exception) -> str:
-    with contextlib.suppress(IndexError):
-        return str(error).splitlines()[0]
-    return type(error).__name__

@@ -6,6 +6,7 @@ A. B. Kahn's: Topological sorting of large networks, Communications of the ACM 5
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
@@ -21,10 +22,11 @@ FunctionKey = tuple[str, str, str]
 def sort(model: ModelProto) -> None:
     """Sort, in place, the nodes of every graph and of every local function; sorted ones stay as they are.
 
-    Raises ModelError for a cycle, which it names, for a function that calls itself, and where two nodes of one graph
-    make the same value.
+    Raises ModelError for a cycle, which it names, for a function that calls itself, where two nodes or weights of one
+    graph have the same name for what they make, and where a node reads, or the model gives, what nothing makes.
     """
     function_order(model)
+    _check_made(model.graph)
     for graph in [model.graph, *(f for f in model.functions)]:
         for inner in [*reversed(_graphs_inside(graph)), graph]:  # sorting a graph copies those inside it
             _sort_nodes(inner)
@@ -95,6 +97,29 @@ def _sort_nodes(graph: GraphProto | FunctionProto) -> None:
             "Export the model again."
         )
     put_nodes(graph, [graph.node[i] for i in order])
+
+
+def _check_made(graph: GraphProto) -> None:
+    """Raise ModelError for what nothing makes, and for weights of one name: runtimes would choose one of them."""
+    weights = Counter(t.name for t in graph.initializer)
+    twice = [name for name, count in weights.items() if count > 1]
+    if twice:
+        raise ModelError(f"the model has {weights[twice[0]]} weights of the name {twice[0]!r}. Export the model again.")
+    given = {*weights, *(i.name for i in graph.input)}
+    known = given | {name for node in graph.node for name in node.output}
+    for node in graph.node:
+        for name in filter(None, node.output):
+            if name in given:
+                raise ModelError(
+                    f"{_title(node)} makes {name!r}, which is an input or a weight already. In ONNX each value is made "
+                    "once. Export the model again."
+                )
+        for name in reads(node):
+            if name not in known:
+                raise ModelError(f"{_title(node)} reads {name!r}, which nothing makes. Export the model again.")
+    for output in graph.output:
+        if output.name not in known:
+            raise ModelError(f"the model gives {output.name!r} as an output, and nothing makes it. Export it again.")
 
 
 def _title(node: NodeProto) -> str:

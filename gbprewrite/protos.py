@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 
 def copied(model: ModelProto) -> ModelProto:
@@ -25,6 +26,25 @@ def graphs(graph: GraphProto) -> Iterator[GraphProto]:
     yield graph
     for attribute in (a for node in graph.node for a in node.attribute if a.HasField("g")):
         yield from graphs(attribute.g)
+
+
+def tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model: weights, what nodes hold, and the values and indices of sparse ones."""
+    scopes: list[GraphProto | FunctionProto] = [model.graph, *model.functions]
+    while scopes:
+        scope = scopes.pop()
+        attributes = [attribute for node in scope.node for attribute in node.attribute]
+        scopes += [graph for a in attributes for graph in (*([a.g] if a.HasField("g") else ()), *a.graphs)]
+        sparse = [tensor for a in attributes for tensor in (*_held(a, "sparse_tensor"), *a.sparse_tensors)]
+        yield from (tensor for a in attributes for tensor in (*_held(a, "t"), *a.tensors))
+        if isinstance(scope, GraphProto):
+            yield from scope.initializer
+            sparse += scope.sparse_initializer
+        yield from (tensor for one in sparse for tensor in (one.values, one.indices))
+
+
+def _held(attribute: AttributeProto, field: str) -> list[Any]:
+    return [getattr(attribute, field)] if attribute.HasField(field) else []
 
 
 def elements(dims: Iterable[int]) -> int:

@@ -15,14 +15,14 @@ from onnx import ModelProto, numpy_helper
 from gbprewrite import graft, heatmaps, reference, report
 from gbprewrite.class_axis import classes_second, samples_first
 from gbprewrite.convert import convert
-from gbprewrite.errors import DataError
+from gbprewrite.errors import DataError, first_line
 from gbprewrite.final_activation import show_score
 from gbprewrite.protos import copied
 from gbprewrite.regions import said_by
 from gbprewrite.runtime import arrays
 from gbprewrite.runtime.explainer import slots_of
 from gbprewrite.runtime.finiteness import describe
-from gbprewrite.runtime.session import Session, first_line
+from gbprewrite.runtime.session import Session
 from gbprewrite.seed import parse
 
 Array = NDArray[Any]

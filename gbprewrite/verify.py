@@ -20,11 +20,11 @@ from onnx import ModelProto
 
 from gbprewrite import embedded, graft, modelfile, randomness, report
 from gbprewrite.convert import blaming, convert, load
-from gbprewrite.errors import GbprewriteError, UsageError
+from gbprewrite.errors import GbprewriteError, UsageError, first_line
 from gbprewrite.protos import copied
 from gbprewrite.runtime import arrays, images
 from gbprewrite.runtime.explainer import load_converted, slots_of
-from gbprewrite.runtime.session import Session, first_line
+from gbprewrite.runtime.session import Session
 from gbprewrite.trial import Array, Double, Trial, backward_part, relative_error
 from gbprewrite.version import __version__
 

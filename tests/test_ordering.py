@@ -41,10 +41,11 @@ def test_sorted_nodes_stay_as_they_are() -> None:
 
 
 def test_every_order_of_a_diamond_is_sorted_as_near_to_it_as_it_runs() -> None:
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N"])
     made = {"a": ["x"], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
     for order in itertools.permutations(made):
         nodes = [onnx.helper.make_node("Sum", made[name], [name]) for name in order]
-        built = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], []))
+        built = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [x], []))
         ordering.sort(built)
         middle = ["b", "c"] if order.index("b") < order.index("c") else ["c", "b"]
         assert [n.output[0] for n in built.graph.node] == ["a", *middle, "d"]

@@ -14,7 +14,7 @@ from typing import Any
 from onnx import ModelProto
 
 from gbprewrite import modelfile
-from gbprewrite.errors import DataError, ModelError, RuntimeUnavailable, UsageError
+from gbprewrite.errors import DataError, ModelError, RuntimeUnavailable, UsageError, first_line
 from gbprewrite.protos import copied
 from gbprewrite.runtime.binding import Bindings
 
@@ -127,12 +127,6 @@ def runtime() -> Any:
             f"{INSTALL}. (Converting works without.)"
         ) from None
     return onnxruntime
-
-
-def first_line(error: BaseException) -> str:
-    """An exception in one line, without the full stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(". ") if lines else type(error).__name__
 
 
 def _open_with_cuda(ort: Any, model: Any, options: Any, providers: Sequence[Any]) -> tuple[Any, str]:
