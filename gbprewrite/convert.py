@@ -28,6 +28,8 @@ from gbprewrite import (
 from gbprewrite.branches import names_inside
 from gbprewrite.errors import GbprewriteError, ModelError, UnsupportedOperators, UsageError, first_line
 from gbprewrite.graft import check, declare_outputs, graft, keep_only, restore
+from gbprewrite.input_shapes import Shapes, fix
+from gbprewrite.input_shapes import missing as missing_shapes
 from gbprewrite.instances import Instances
 from gbprewrite.lowering import Builder
 from gbprewrite.lowering.masks import DEEP
@@ -94,6 +96,7 @@ def convert(
     colormap: str = "inferno",
     embed_preprocessing: bool = False,
     preprocessing: Options | Mapping[str, Any] | None = None,
+    input_shapes: Shapes | None = None,
 ) -> ModelProto:
     """A model that gives, besides its own outputs, attribution maps of its inputs.
 
@@ -147,6 +150,8 @@ def convert(
             `<input>_image` in place of its image input, and resizes and normalises them itself.
         preprocessing: what photographs go through, for embed_preprocessing and overlays; what it does not say is worked
             out from the model as `explain` does, and the file's record holds what came of it.
+        input_shapes: name → shape of inputs whose shape the model leaves out, or some sizes of it open; a name or None
+            in place of a number leaves a size open.
 
     Returns:
         The model with further outputs `<input>_<method>` (shape and dtype of the input, Grad-CAM's with one channel;
@@ -173,6 +178,7 @@ def convert(
         **{"opset": opset, "through_softmax": through_softmax, "rectify": rectify},
         **{"optimize_for": optimize_for, "maps_only": maps_only, "prefix": prefix},
     }
+    shapes = {name: list(sizes) for name, sizes in (input_shapes or {}).items()}
     told = {
         **{"cam_layer": cam_layer, "rectgrad_tau": rectgrad_tau, "rectgrad_quantile": rectgrad_quantile},
         **{"steps": steps, "baseline": baseline, "samples": samples},
@@ -181,14 +187,19 @@ def convert(
     settings = Settings.read(told, methods, shown, embed_preprocessing, preprocessing)
     with blaming(model):
         source = load(model, replace)
-        facts = report.source_facts(source) | {"options": {**options, **settings.to_json()}}
+        facts = report.source_facts(source) | {"options": {**options, **settings.to_json(), "input_shapes": shapes}}
         declared = [report.value_row(o) for o in source.graph.output]
         if replace:  # a source part has the source's history
             facts |= {"source": (report.read_record(load(model, None)) or facts)["source"]}
+        fix(source, shapes)
         try:
             result, record = _converted(source, settings, **options)
         except UnsupportedOperators as error:
-            raise UnsupportedOperators(error.obstacles, modelfile.unsettled(source)) from None
+            hints = (modelfile.unsettled(source), missing_shapes(source))
+            raise UnsupportedOperators(error.obstacles, " ".join(filter(None, hints))) from None
+        except (ModelError, UsageError) as error:
+            error.args = (" ".join(filter(None, (str(error), missing_shapes(source)))), *error.args[1:])
+            raise
         flaw = check(result, lambda: load(model, replace)) or report.corrections(declared, result)
         report.write_record(result, facts | record | {"flaw": flaw})
     return result
@@ -281,13 +292,16 @@ def _instances(op: Builder, normal: ModelProto, chosen: select.Selection, optimi
     return Instances(op, *_converted(copied(normal), Settings(), **options))
 
 
-def inspect(model: str | os.PathLike[str] | ModelProto) -> report.Inspection:
+def inspect(model: str | os.PathLike[str] | ModelProto, *, input_shapes: Shapes | None = None) -> report.Inspection:
     """What a model is, and which rule each nonlinearity and pool meets under each method.
 
-    Of a converted model, the source part is looked at and `record` says what was done to it. Raises ModelError.
+    Of a converted model, the source part is looked at and `record` says what was done to it. `input_shapes` is as for
+    `convert`. Raises ModelError, and UsageError for shapes that contradict the model.
     """
     with blaming(model):
-        return _inspected(load(model, replace=None))
+        given = load(model, replace=None)
+        fix(given, input_shapes or {})
+        return _inspected(given)
 
 
 def _inspected(given: ModelProto) -> report.Inspection:

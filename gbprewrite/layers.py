@@ -11,6 +11,7 @@ from gbprewrite import differentiate, policies, select
 from gbprewrite.convert import blaming, load
 from gbprewrite.ends import ends
 from gbprewrite.graft import restore
+from gbprewrite.input_shapes import Shapes, fix
 from gbprewrite.normalise import normalise
 from gbprewrite.symbols import UNKNOWN
 from gbprewrite.tensors import Tensor, is_float
@@ -35,7 +36,13 @@ class Layer(NamedTuple):
     shape: tuple[int | str, ...]
 
 
-def layers(model: str | os.PathLike[str] | ModelProto, score: str | None = None, *, every: bool = False) -> list[Layer]:
+def layers(
+    model: str | os.PathLike[str] | ModelProto,
+    score: str | None = None,
+    *,
+    every: bool = False,
+    input_shapes: Shapes | None = None,
+) -> list[Layer]:
     """The float tensors of two axes or more on the way from the inputs to the score, from input to output.
 
     Args:
@@ -43,13 +50,16 @@ def layers(model: str | os.PathLike[str] | ModelProto, score: str | None = None,
         score: the output or inner tensor that the way leads to; by default every output.
         every: also what another row stands for: tensors that only a normalisation, a bias or an activation reads (the
             stage's end is listed), and those that are moved units of an earlier one (Reshape, Transpose, Pad).
+        input_shapes: as for `gbprewrite.convert`.
 
     Raises:
-        UsageError: an unknown score.
+        UsageError: an unknown score, or a shape that contradicts the model.
         ModelError: no ONNX model, or one that has no float input.
     """
     with blaming(model):
-        normal = normalise(restore(load(model, replace=None)))
+        source = restore(load(model, replace=None))
+        fix(source, input_shapes or {})
+        normal = normalise(source)
         graph = view(normal, rearrange=False)
         inputs = select.input_tensors(graph, normal)
         wanted = graph.outputs if score is None else [select.named(graph, score)]

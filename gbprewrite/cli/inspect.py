@@ -6,15 +6,17 @@ import click
 
 import gbprewrite
 from gbprewrite import console
-from gbprewrite.cli.options import FILE, json_option, print_json
+from gbprewrite.cli.options import FILE, INPUT_SHAPE, json_option, print_json
+from gbprewrite.input_shapes import Shapes
 
 
 @click.command()
 @click.argument("model", type=FILE)
+@INPUT_SHAPE
 @json_option
-def inspect(model: Path, as_json: bool) -> None:
+def inspect(model: Path, input_shapes: Shapes | None, as_json: bool) -> None:
     """Show what MODEL is and which rule each nonlinearity meets; of a converted file, what was done to it."""
-    found = gbprewrite.inspect(model)
+    found = gbprewrite.inspect(model, input_shapes=input_shapes)
     if as_json:
         print_json(found.to_json())
     else:

@@ -6,7 +6,8 @@ import click
 
 import gbprewrite
 from gbprewrite import console
-from gbprewrite.cli.options import FILE, json_option, print_json
+from gbprewrite.cli.options import FILE, INPUT_SHAPE, json_option, print_json
+from gbprewrite.input_shapes import Shapes
 
 
 @click.command()
@@ -20,10 +21,11 @@ from gbprewrite.cli.options import FILE, json_option, print_json
     is_flag=True,
     help="Every tensor, also those that only a normalisation or an activation reads. Default: one for each stage.",
 )
+@INPUT_SHAPE
 @json_option
-def layers(model: Path, score: str | None, every: bool, as_json: bool) -> None:
+def layers(model: Path, score: str | None, every: bool, input_shapes: Shapes | None, as_json: bool) -> None:
     """List what --layer can name in MODEL: the tensors between input and score, in order, with their shapes."""
-    found = gbprewrite.layers(model, score, every=every)
+    found = gbprewrite.layers(model, score, every=every, input_shapes=input_shapes)
     if as_json:
         print_json({"layers": [layer._asdict() for layer in found]})
     else:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from gbprewrite import preprocessing, printing
+from gbprewrite import input_shapes, preprocessing, printing
 from gbprewrite.companions import BASELINES
 from gbprewrite.errors import UsageError
 from gbprewrite.policies import METHODS
@@ -88,7 +88,17 @@ RECTIFY = click.option(
     callback=_split,
     help="Activations that guided and deconvnet treat like ReLU: all, or operators such as Gelu,Elu.",
 )
+INPUT_SHAPE = click.option(
+    "--input-shape",
+    "input_shapes",
+    metavar="NAME=SIZES",
+    multiple=True,
+    callback=lambda _ctx, _param, values: input_shapes.parse(values) or None,
+    help="The shape of an input that the model leaves out or open, such as image=1,3,224,224; repeatable. A name in "
+    "place of a number (image=N,3,224,224) leaves a size open.",
+)
 CONVERSION = (
+    INPUT_SHAPE,
     click.option(
         "--score", metavar="NAME", help="The output, or any inner tensor, that is explained. Default: the only output."
     ),

@@ -11,6 +11,7 @@ from gbprewrite.cli import progress
 from gbprewrite.cli.options import (
     CLASS_AXIS,
     FILE,
+    INPUT_SHAPE,
     NEW_FILE,
     RECTIFY,
     force_option,
@@ -67,6 +68,7 @@ def _channels(_ctx: click.Context, _param: click.Parameter, text: str) -> tuple[
     help="The sheet (.png), or the folder for it. Default: beside MODEL, with the layer's name and .top.png for .onnx.",
 )
 @preprocessing_options
+@INPUT_SHAPE
 @CLASS_AXIS
 @RECTIFY
 @provider_option
