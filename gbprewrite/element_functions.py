@@ -73,7 +73,8 @@ def _rounded(to: Callable[[float], float]) -> Function:
 
 
 ELEMENTWISE: dict[str, Function] = {
-    **dict.fromkeys(("Identity", "Dropout"), lambda node, x, *_: x),
+    **dict.fromkeys(("Identity", "Dropout", "Expand"), lambda node, x, *_: x),
+    **dict.fromkeys(("IsInf", "IsNaN"), lambda node, x: constant(0.0)),  # x is a number
     **dict.fromkeys(("Cast", "CastLike"), lambda node, x, *_: _cast(x, node)),
     "Add": _folded(piecewise.added),
     "Sum": _folded(piecewise.added),

@@ -108,7 +108,7 @@ class Forms:
         rule = ELEMENTWISE.get(operator)
         if rule is None or not operands:
             return {}
-        if node.op in ("Identity", "Dropout", "Cast", "CastLike"):
+        if node.op in ("Identity", "Dropout", "Cast", "CastLike", "Expand"):
             operands = operands[:1]
         known = [None if not t.name else self._same_everywhere(t) for t in operands]
         varying = [t for t, k in zip(operands, known, strict=True) if t.name and k is None]
@@ -165,6 +165,9 @@ class Forms:
         """Whether the output is proved to have the base's shape: nothing stretches it."""
         if same_shape(node.outputs[0], base):
             return True
+        if node.op == "Expand":
+            whole = _whole_shape_of(node.inputs[1])
+            return whole is not None and self._as_large(whole, base)
         return all(k is None or self.fits(t, base) for t, k in zip(operands, known, strict=True))
 
     def fits(self, t: Tensor, base: Tensor) -> bool:
@@ -261,10 +264,31 @@ def _whole_shape_of(shape: Tensor) -> Tensor | None:
 
 
 def _selection(node: gs.Node) -> list[Tensor]:
-    """Of a ScatterND at the places where a mask holds: mask, updates, data. Nothing for any other."""
+    """Of a ScatterND at the places where a mask holds: mask, updates, data. Nothing for any other.
+
+    Values that were gathered at these places are updates in the shape of what they come from.
+    """
     data, indices, updates = node.inputs
+    mask = _mask_of(indices)
+    if mask is None or node.attrs.get("reduction", "none") != "none":
+        return []
+    source = producer(updates)
+    while source is not None and source.op in ("Reshape", "Expand", "Slice"):  # there are as many as places
+        source = producer(source.inputs[0]) if source.op != "Slice" or len(source.inputs) == 4 else None
+    if source is not None and source.op == "GatherND" and not source.attrs.get("batch_dims"):
+        gathered = _mask_of(source.inputs[1])
+        if gathered is not None and _unexpanded(gathered) is _unexpanded(mask):
+            updates = source.inputs[0]
+    return [mask, updates, data]
+
+
+def _mask_of(indices: Tensor) -> Tensor | None:
+    """The mask whose places, one in a row, are indices."""
     turned = producer(indices)
     places = producer(turned.inputs[0]) if turned is not None and turned.op == "Transpose" else None
-    if places is None or places.op != "NonZero" or node.attrs.get("reduction", "none") != "none":
-        return []
-    return [places.inputs[0], updates, data]
+    return places.inputs[0] if places is not None and places.op == "NonZero" else None
+
+
+def _unexpanded(t: Tensor) -> Tensor:
+    node = producer(t)
+    return node.inputs[0] if node is not None and node.op == "Expand" else t

@@ -14,10 +14,10 @@ from gbprewrite.shapes import producer
 from gbprewrite.tensors import Tensor, is_float
 
 GATE_LIKE = "gbprewrite_gate_like"  # attribute of a node of the view
-ORDER = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Sign")
+ORDER = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Sign", "Ceil", "Floor", "Round")
 SIMPLE = ("Add", "Sub", "Mul", "Div", "Neg", "Max", "Min", "Relu", "Clip")
 MASKS = (*HANDED_ON, *SIMPLE, "Not", "And", "Or", "Xor", "Where")
-OF_ONE = (*HANDED_ON, *SIMPLE, "Abs", "Pow", "Sqrt", "Exp")
+OF_ONE = (*HANDED_ON, *SIMPLE, "Abs", "Pow", "Sqrt", "Exp", "Sigmoid", "Tanh", "HardSigmoid", "Softsign", "Erf", "Atan")
 MOST_NODES = 64  # that are looked at behind one mask
 
 
@@ -39,6 +39,8 @@ def is_gate_like(node: gs.Node, forms: Forms) -> bool:
     if node.op == "Mul" and len(node.inputs) == 2:
         pairs = (node.inputs, node.inputs[::-1])
         return any(_is_mask(mask, forms) and _meet(_tests(mask), [x], forms) for x, mask in pairs)
+    if node.op in ("TopK", "MaxPool", "GatherElements"):
+        return _orders_zeros(node, forms)
     return node.op in ("Add", "Sub", "Sum", "Div", "Neg", "ReduceMax") and _makes_a_bend(node, forms)
 
 
@@ -126,6 +128,20 @@ def _is_limit(node: gs.Node, forms: Forms) -> bool:
 
 def _line(part: object) -> bool:
     return part == IDENTITY.parts[0] or part == {ONE: (0.0, -1.0)}
+
+
+def _orders_zeros(node: gs.Node, forms: Forms) -> bool:
+    """Whether a node takes the larger of values and zeros that are stacked along the axis that it works on."""
+    stack = producer(node.inputs[0])
+    if stack is None or stack.op != "Concat" or node.inputs[0].shape is None:
+        return False
+    if node.op == "GatherElements" and not _tests(node.inputs[1]):
+        return False
+    rank = len(node.inputs[0].shape)
+    stacked = stack.attrs["axis"] % rank
+    own = node.attrs.get("axis", -1 if node.op == "TopK" else 0) % rank
+    works_there = stacked >= 2 if node.op == "MaxPool" else stacked == own
+    return works_there and any(map(forms.is_zero, stack.inputs))
 
 
 def _makes_a_bend(node: gs.Node, forms: Forms) -> bool:

@@ -24,6 +24,7 @@ SLOPED = ("Elu", "LeakyRelu", "PRelu")  # which have a name already, but where t
 
 LINEAR = ("Add", "Cast", "Div", "Identity", "Mean", "Mul", "Neg", "Sub", "Sum")  # with a constant factor or divisor
 MOST_PARTS = 32
+PRELU = "max(x, 0) + a min(x, 0)"
 
 
 class Raised(NamedTuple):
@@ -54,9 +55,21 @@ def recognised(node: gs.Node, forms: Forms, readers: Readers) -> Raised | None:
                 continue
             if named[0] in ("Relu", "Clip") and (_adds_rectifiers(node, forms) or _caps_another(node, forms, readers)):
                 return None
+            if named[0] == "LeakyRelu" and (factor := _factor(node, named[1]["alpha"], forms)) is not None:
+                turned = {"negated": 1} if forms.number(factor) != named[1]["alpha"] else {}
+                return Raised("PRelu", x, turned, PRELU, (factor,))
             more = tuple(gs.Constant(f"{node.name}/{v}", np.array(v, numpy_dtype(x))) for v in named[1].pop("more", ()))
             return Raised(named[0], x, named[1], named[1].pop("formula"), more)
     return _one_sided(node, found, forms) or _prelu(node, found, forms)
+
+
+def _factor(node: gs.Node, slope: float, forms: Forms) -> Tensor | None:
+    """The constant by which a PRelu, written as the sum of two rectifiers, multiplies one of them."""
+    parts = [producer(t) for t in node.inputs] if node.op in ("Add", "Sub", "Sum") else []
+    if not any(part is not None and _is_rectifier(part, forms) for part in parts):
+        return None
+    factors = [t for part in parts if part is not None and part.op == "Mul" for t in part.inputs]
+    return next((t for t in factors if forms.number(t) in (slope, -slope) and forms.is_weight(t)), None)
 
 
 def softplus(node: gs.Node, forms: Forms) -> Tensor | None:
@@ -226,5 +239,5 @@ def _prelu(node: gs.Node, found: list[tuple[Tensor, Pieces]], forms: Forms) -> R
         if weight is None or x is None or polynomial not in ((0.0, 1.0), (0.0, -1.0)):
             continue
         attributes = {"negated": 1} if polynomial[1] < 0 else {}
-        return Raised("PRelu", x, attributes, "max(x, 0) + a min(x, 0)", (weight,))
+        return Raised("PRelu", x, attributes, PRELU, (weight,))
     return None

@@ -17,8 +17,9 @@ NUMBERS: dict[str, Any] = {
     "zero": 0, "zero1": [0], "zeros": np.zeros(8), "one": 1, "two": 2, "three": 3, "six": 6, "half": 0.5, "tenth": 0.1,
     "eps": 1e-5, "low": -3, "slopes": np.arange(1, 9) / 10, "turned": -np.arange(1, 9) / 10,
     "nothing": np.zeros((3, 1, 8)), "first": np.array([0]), "axis": np.array([1]), "off": 0.1666, "alpha": 1.5,
-    "gamma": 1.25, "true": np.array(True),
+    "gamma": 1.25, "true": np.array(True), "count": np.array([1]),
 }  # fmt: skip
+AS_THEY_ARE = ("first", "axis", "true", "count")
 DTYPES: dict[str, Any] = {"float": np.float32, "float16": np.float16}
 SHAPED = "s = Shape (x) z = ConstantOfShape (s)"
 MASK = "p = Greater (x, zero) m = Cast <to = 1> (p)"
@@ -60,6 +61,9 @@ RELUS = {
     "x + relu(-x)": "n = Neg (x) r = Relu (n) y = Add (x, r)",
     "stack": f"{SHAPED} a = Unsqueeze (x, first) b = Unsqueeze (z, first) c = Concat <axis = 0> (a, b) "
     "y = ReduceMax <keepdims = 0> (c, first)",
+    "Where below, or no number": "p = Less (x, zero) i = IsNaN (x) q = Or (p, i) y = Where (q, zero, x)",
+    "ScatterND of what is above": f"{SHAPED} p = Greater (x, zero) i = NonZero (p) j = Transpose <perm = [1, 0]> (i) "
+    "v = GatherND (x, j) y = ScatterND (z, j, v)",
     "ScatterND": "p = Less (x, zero) i = NonZero (p) j = Transpose <perm = [1, 0]> (i) k = Shape (j) "
     "l = Gather (k, first) u = Expand (zero, l) y = ScatterND (x, j, u)",
 }  # fmt: skip
@@ -71,7 +75,9 @@ SOME = ("Max with zeros of a shape", "Where below", "product", "Min of -x", "PRe
 def source_of(body: str, kind: str = "float", opset: int = 20, batch: str = "N") -> onnx.ModelProto:
     """x [N, 8] → y [N, 8]"""
     used = {name: np.array(v) for name, v in NUMBERS.items() if re.search(rf"[(,] ?{name}\b", body)}
-    weights = {name: v if name in ("first", "axis", "true") else v.astype(DTYPES[kind]) for name, v in used.items()}
+    weights = {
+        name: v if name in ("first", "axis", "true", "count") else v.astype(DTYPES[kind]) for name, v in used.items()
+    }
     if kind == "float16":
         body = body.replace("to = 1>", "to = 10>")
         body = body.replace("ConstantOfShape", "ConstantOfShape <value = float16[1] {0}>")
@@ -160,9 +166,13 @@ RELATIVES: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "PRelu of Where": ("p = Less (x, zero) a = Mul (x, slopes) y = Where (p, a, x)", [("PRelu", "activation")]),
     "LeakyRelu of Max": ("a = Mul (x, tenth) y = Max (a, x)", [("LeakyRelu", "activation")]),
-    "LeakyRelu of two Relus": (
+    "PRelu of one slope as Keras writes it": (
+        "a = Relu (x) n = Neg (x) b = Relu (n) m = Neg (tenth) c = Mul (m, b) y = Add (a, c)",
+        [("PRelu", "activation")],
+    ),
+    "PRelu of one slope and Sub": (
         "a = Relu (x) n = Neg (x) b = Relu (n) c = Mul (b, tenth) y = Sub (a, c)",
-        [("LeakyRelu", "activation")],
+        [("PRelu", "activation")],
     ),
     "LeakyRelu": ("y = LeakyRelu <alpha = 0.1> (x)", [("LeakyRelu", "activation")]),
     "PRelu": ("y = PRelu (x, slopes)", [("PRelu", "activation")]),
@@ -239,6 +249,19 @@ RELATIVES: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "x where x > 1": ("p = Greater (x, one) y = Where (p, x, zero)", [("Where", UNNAMED)]),
     "x or a number": ("p = Less (x, zero) y = Where (p, low, x)", [("Where", UNNAMED)]),
     "2 max(x, 0)": ("a = Abs (x) y = Add (x, a)", [("Abs", "other"), ("Add", UNNAMED)]),
+    "product by a rounded sigmoid": (
+        "s = Sigmoid (x) m = Round (s) y = Mul (x, m)",
+        [("Mul", UNNAMED)],
+    ),
+    "product by a test of a sigmoid": (
+        "s = Sigmoid (x) p = Greater (s, half) m = Cast <to = 1> (p) y = Mul (x, m)",
+        [("Mul", UNNAMED)],
+    ),
+    "the larger by TopK": (
+        f"{SHAPED} a = Unsqueeze (x, first) b = Unsqueeze (z, first) c = Concat <axis = 0> (a, b) "
+        "t, u = TopK <axis = 0> (c, count) y = Squeeze (t, first)",
+        [("TopK", UNNAMED)],
+    ),
     "min(x, 0)": ("y = Min (x, zero)", [("Min", UNNAMED)]),
     "min(x, 0) of Clip": ("y = Clip (x, , zero)", [("Clip", UNNAMED)]),
     "larger zeros": ("a = Max (x, nothing) y = ReduceSum <keepdims = 0> (a, first)", [("Max", UNNAMED)]),
@@ -249,7 +272,7 @@ RELATIVES: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
 }
 
-RANDOM_OR_MIXED = ("dropout", "active dropout", "larger zeros", "the largest alone")
+RANDOM_OR_MIXED = ("the larger by TopK", "dropout", "active dropout", "larger zeros", "the largest alone")
 
 
 @pytest.mark.parametrize("name", RELATIVES)
