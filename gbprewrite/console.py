@@ -247,7 +247,15 @@ def print_verification(path: Path, found: Verification) -> None:
     counts = Counter(check.status for check in found.checks)
     inputs = ", ".join(f"{name} {shape}" for name, shape in found.inputs.items())
     say("")
-    print_pairs({"file": str(path), "ran on": found.provider, "inputs": inputs, "checks": _counts(counts)})
+    print_pairs(
+        {
+            "file": str(path),
+            "ran on": found.provider,
+            "inputs": inputs,
+            "checks": _counts(counts),
+            "verdict": found.verdict,
+        }
+    )
 
 
 def provider_in_words(provider: str, note: str) -> str:

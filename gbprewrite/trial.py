@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -28,7 +28,7 @@ from gbprewrite.seed import parse
 Array = NDArray[Any]
 Feeds = dict[str, Array]
 AGREEMENT = 1e-2  # of the two evaluators' scores, relative; they differ by rounding or one of them is wrong
-SECONDS_A_PASS = 10.0
+SECONDS_A_PASS = 10.0  # of all cores together: another load on the machine changes nothing
 BATCH = 2  # where the model takes any
 SIDES = (64, 128, 256)  # tried in turn for the other dimensions of any size: the first that the network takes
 CHANNELS, CHANNEL_AXES = (3, 1), (1, -1)  # tried after that for a dimension that may be the channels
@@ -56,8 +56,19 @@ class Trial:
     `feeds` holds the inputs of the converted model, `own` those of its source.
     """
 
-    def __init__(self, converted: ModelProto, record: report.Record, inputs: Mapping[str, Any], provider: str) -> None:
-        """Find inputs that the model takes. Raises DataError when it takes none of those tried."""
+    def __init__(
+        self,
+        converted: ModelProto,
+        record: report.Record,
+        inputs: Mapping[str, Any],
+        provider: str,
+        told: Callable[[str, float], None] = lambda what, share: None,
+    ) -> None:
+        """Find inputs that the model takes; `told` hears what is done, and which share is behind.
+
+        Raises DataError when it takes none of those tried.
+        """
+        self.told = told
         self.model, self.record, self.provider = converted, record, provider
         self.source = graft.restore(copied(converted))
         self.rng = np.random.default_rng(0)
@@ -237,14 +248,15 @@ class Double:
         gradient_model = trial.gradient_model
         try:
             self._forward = reference.evaluator(reference.in_float64(trial.scored))
-            started = time.monotonic()
+            started = time.process_time()
             error = relative_error(trial.score, self.score(trial.own))
-            seconds = time.monotonic() - started
+            seconds = time.process_time() - started
             if not error <= AGREEMENT:
                 self.why = f"the reference evaluator's score differs from onnxruntime's by {error:.1e}"
             elif seconds > SECONDS_A_PASS:
                 self.why = f"a forward pass of the reference evaluator takes {seconds:.0f} s, and dozens are needed"
             else:
+                trial.told("maps in float64", 0.3)
                 self.found = _run(trial.model, trial.feeds)
                 self.gradient = self.found if gradient_model is trial.model else _run(gradient_model, trial.feeds)
         except Exception as stop:  # whatever an operator of the reference evaluator stops at
@@ -253,13 +265,13 @@ class Double:
     def score(self, feeds: Mapping[str, Array]) -> Array:
         """The score."""
         with _quiet():
-            (score,) = self._forward.run([self.name], _wide(feeds))
+            (score,) = self._forward.run([self.name], wide(feeds))
         return np.asarray(score)
 
 
 def _run(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
     with _quiet():
-        return reference.evaluate(reference.in_float64(model), _wide(feeds))
+        return reference.evaluate(reference.in_float64(model), wide(feeds))
 
 
 @contextlib.contextmanager
@@ -270,7 +282,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _wide(feeds: Mapping[str, Array]) -> Feeds:
+def wide(feeds: Mapping[str, Array]) -> Feeds:
+    """Every float in float64."""
     return {name: a if a.dtype.kind in "iub" else a.astype(np.float64) for name, a in feeds.items()}
 
 

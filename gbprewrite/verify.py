@@ -5,20 +5,21 @@ backward part       what this version of gbprewrite writes for the source
 original outputs    equal to the source's: bit for bit without graph optimisations, to rounding with them
 gradient            is the gradient: ⟨map, v⟩ = dS(x + t·v)/dt, by central differences of the explained score S,
                     both in float64 by ONNX's reference evaluator
-every map           as onnxruntime computes it here, against the reference evaluator in float64
+every map           as onnxruntime computes it here, against the reference evaluator in float64; where that stops or
+                    takes minutes, against the same rules in another spelling
 """
 
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import ModelProto
 
-from gbprewrite import embedded, graft, modelfile, randomness, report
+from gbprewrite import embedded, graft, modelfile, other_spelling, randomness, report
 from gbprewrite.convert import blaming, convert, load
 from gbprewrite.errors import GbprewriteError, UsageError, first_line
 from gbprewrite.protos import copied
@@ -28,6 +29,7 @@ from gbprewrite.runtime.session import Session
 from gbprewrite.trial import Array, Double, Trial, backward_part, relative_error
 from gbprewrite.version import __version__
 
+LEFT_OUT = "left out"
 DIRECTIONS = 3  # random ones for each input
 RETRIES = 7  # further directions and smaller steps, where a kink of the network lies within the step
 CHANGE = 1e-9  # of the score by a step, relative: far above rounding in float64, and few kinks are that near
@@ -76,21 +78,35 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found; `ok` unless a check failed. `to_json` gives plain types."""
+    """What `verify` found. `unchecked` names what was left out: gradient and maps, where it had to be quick, or maps
+    that nothing here can compute a second time. `to_json` gives plain types."""
 
     provider: str
     inputs: dict[str, list[int]]
     checks: tuple[Check, ...]
+    unchecked: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a check failed."""
+        return any(check.status == "failed" for check in self.checks)
 
     @property
     def ok(self) -> bool:
-        """Whether no check failed."""
-        return all(check.status != "failed" for check in self.checks)
+        """Whether no check failed, and none was left out."""
+        return not self.failed and not self.unchecked
+
+    @property
+    def verdict(self) -> str:
+        """In words: "ok", "failed", or that nothing failed and what was left out."""
+        if self.ok or self.failed:
+            return "ok" if self.ok else "failed"
+        return f"nothing failed, but not checked: {', '.join(self.unchecked)}"
 
     def to_json(self) -> dict[str, Any]:
         """The same as dictionaries, lists, strings and numbers."""
         checks = [{**asdict(check), "error": _finite(check.error)} for check in self.checks]
-        return {"ok": self.ok, **asdict(self), "checks": checks}
+        return {"ok": self.ok, "verdict": self.verdict, **asdict(self), "checks": checks}
 
 
 def verify(
@@ -99,8 +115,10 @@ def verify(
     *,
     inputs: Mapping[str, Any] | None = None,
     providers: str = "auto",
+    quick: bool = False,
+    progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> Verification:
-    """Check a converted model on this machine.
+    """Check a converted model on this machine, every map of it.
 
     Args:
         converted: the converted file or model.
@@ -108,10 +126,12 @@ def verify(
         inputs: name -> array to check it on; random numbers by default (zeros for integers, 64 or more positions where
             the model takes any number of them).
         providers: "auto", "cuda" or "cpu", as for Explainer.
+        quick: leave out the gradient and the maps, which take dozens of passes in float64.
+        progress: is told what is done now, and which share of all is behind.
 
     Raises:
         ModelError: the file can't be read or was never converted, or onnxruntime can't load it.
-        UsageError, DataError: inputs that the model does not take.
+        UsageError, DataError: inputs that the model does not take, or whose score is not finite.
         RuntimeUnavailable: no onnxruntime, or CUDA was asked for and does not load.
     """
     model, record = load_converted(converted)
@@ -119,20 +139,38 @@ def verify(
     if record["embedded"] is not None:
         with blaming(model):
             check, values = _preprocessing(model, record, dict(inputs or {}))
-            rest = verify(embedded.take_out(copied(model)), given, inputs=values, providers=providers)
-        return Verification(rest.provider, rest.inputs, (check, *rest.checks))
+            whole = embedded.take_out(copied(model))
+            rest = verify(whole, given, inputs=values, providers=providers, quick=quick, progress=progress)
+        return replace(rest, checks=(check, *rest.checks))
     if report.holds_only_maps(record):
-        return _verify_maps(model, record, given, inputs, providers)
+        return _verify_maps(model, record, given, inputs, providers, quick, progress)
     with blaming(model):
-        trial = Trial(model, record, inputs or {}, providers)
+        trial = Trial(model, record, inputs or {}, providers, progress)
         if randomness.in_model(trial.source):
             why = "the model draws random numbers, so that no two runs of it agree"
             unchecked = ("original outputs", "directional derivatives", *(m["output"] for m in record["maps"]))
             checks = [_backward(trial, given), *(_skipped(name, why) for name in unchecked)]
             return Verification(trial.ran_on, {n: list(a.shape) for n, a in trial.feeds.items()}, tuple(checks))
-        double = Double(trial)
-        checks = [*_outputs(trial, given), _backward(trial, given), *_derivatives(trial, double), *_maps(trial, double)]
-        return Verification(trial.ran_on, {name: list(a.shape) for name, a in trial.feeds.items()}, tuple(checks))
+        checks = list(_checks(trial, given, quick))
+        shapes = {name: list(a.shape) for name, a in trial.feeds.items()}
+        unchecked = tuple(c.name for c in checks if c.status == "skipped" and c.note.startswith(LEFT_OUT))
+        return Verification(trial.ran_on, shapes, tuple(checks), unchecked)
+
+
+def _checks(trial: Trial, source: ModelProto | None, quick: bool) -> Iterator[Check]:
+    trial.told("original outputs", 0.0)
+    yield from _outputs(trial, source)
+    trial.told("backward part", 0.1)
+    yield _backward(trial, source)
+    if quick:
+        for name in ("directional derivatives", *_map_names(trial.record).values()):
+            yield _skipped(name, f"{LEFT_OUT}, to be quick; verify without --quick checks it")
+        return
+    trial.told("scores in float64", 0.2)
+    double = Double(trial)
+    yield from _derivatives(trial, double)
+    trial.told("maps", 0.9)
+    yield from _maps(trial, double)
 
 
 def _preprocessing(model: ModelProto, record: report.Record, inputs: dict[str, Any]) -> tuple[Check, dict[str, Any]]:
@@ -159,7 +197,13 @@ def _preprocessing(model: ModelProto, record: report.Record, inputs: dict[str, A
 
 
 def _verify_maps(
-    model: ModelProto, record: report.Record, source: ModelProto | None, inputs: Any, providers: str
+    model: ModelProto,
+    record: report.Record,
+    source: ModelProto | None,
+    inputs: Any,
+    providers: str,
+    quick: bool,
+    progress: Callable[[str, float], None],
 ) -> Verification:
     """A file that holds only maps: its source is converted again as a whole, and the maps of both must agree."""
     if source is None:
@@ -168,14 +212,14 @@ def _verify_maps(
             "that too (--source MODEL)."
         )
     whole = convert(source, **{**record["options"], "maps_only": False})
-    found = verify(whole, source, inputs=inputs, providers=providers)
+    found = verify(whole, source, inputs=inputs, providers=providers, quick=quick, progress=progress)
     with blaming(model):
         trial = Trial(whole, report.read_record(whole) or record, inputs or {}, providers)
         names = [m["output"] for m in record["maps"]]
         ours, theirs = (Session(m, "cpu", optimise=False).run(trial.feeds, names) for m in (model, whole))
         note = "compared with the same maps of the whole file, run on cpu without optimisations"
         checks = [_check(f"{n} without the rest", relative_error(ours[n], theirs[n]), 0.0, note) for n in names]
-    return Verification(found.provider, found.inputs, (*found.checks, *checks))
+    return replace(found, checks=(*found.checks, *checks))
 
 
 def _finite(error: float | None) -> float | None:
@@ -334,6 +378,7 @@ class _Differences:
         least = step * SHRINK_TO
         found: list[tuple[float, bool]] = []
         while len(found) < DIRECTIONS + RETRIES and sum(not kinked for _, kinked in found) < DIRECTIONS:
+            self.trial.told(f"directional derivatives of {self.x}", 0.4 + 0.5 * len(found) / (DIRECTIONS + RETRIES))
             direction = self._direction(slope / usual)
             wanted = float(np.sum(slope * direction))
             ahead, behind = (
@@ -360,22 +405,34 @@ class _Differences:
         return {**self.trial.own, self.x: self.at + by}
 
 
-def _maps(trial: Trial, double: Double) -> Iterator[Check]:
-    """Every map, as it is computed here, against the reference evaluator."""
-    names = {
+def _map_names(record: report.Record) -> dict[str, str]:
+    """Output → the name of its check."""
+    return {
         m["output"]: f"{m['method']} {'map' if m['form'] == 'raw' else m['form']} of {m['input']}"
-        for m in trial.record["maps"]
+        for m in record["maps"]
     }
-    if double.why:
-        yield from (_skipped(name, double.why) for name in names.values())
-        return
-    index = trial.record["explained_index_name"]
-    note = f"run on {trial.session.provider}, against the reference evaluator in float64"
-    if index and not np.array_equal(trial.found[index], double.found[index]):
-        note += f"; they explain different classes, {trial.found[index].tolist()} and {double.found[index].tolist()}"
+
+
+def _maps(trial: Trial, double: Double) -> Iterator[Check]:
+    """Every map, as it is computed here, against the reference evaluator, or the same rules in another spelling."""
+    names, index = _map_names(trial.record), trial.record["explained_index_name"]
+    how = "the reference evaluator in float64"
+    if not double.why:
+        wanted = double.found
+    else:
+        try:
+            wanted, how = other_spelling.maps(trial)
+        except (GbprewriteError, TypeError) as error:  # TypeError: the record has options that convert does not know
+            why = f"{LEFT_OUT}, since {double.why}, and the other spelling stops: {first_line(error)}"
+            yield from (_skipped(name, why) for name in names.values())
+            return
+        how += f", since {double.why}"
+    note = f"run on {trial.session.provider}, against {how}"
+    if index and not np.array_equal(trial.found[index], wanted[index]):
+        note += f"; they explain different classes, {trial.found[index].tolist()} and {wanted[index].tolist()}"
     limit = _limits(trial).maps
     for output, name in names.items():
-        yield _check(name, relative_error(trial.found[output], double.found[output]), limit, note)
+        yield _check(name, relative_error(trial.found[output], wanted[output]), limit, note)
 
 
 def _limits(trial: Trial) -> Limits:

@@ -254,10 +254,20 @@ class TestRun:
 class TestVerify:
     def test_right(self, cnn_path: Path, converted: Path, cli: Cli) -> None:
         text = cli("verify", converted, "--source", cnn_path, "--provider", "cpu").output
-        assert "checks  6 passed" in text
+        assert "checks   6 passed" in text
+        assert "verdict  ok" in text
         found = facts(cli("verify", converted, "--json"))
         assert found["ok"]
+        assert found["verdict"] == "ok"
         assert [check["status"] for check in found["checks"]] == ["passed"] * 6
+
+    def test_quick(self, converted: Path, cli: Cli) -> None:
+        text = cli("verify", converted, "--quick", "--provider", "cpu").output
+        assert "checks   3 passed, 3 skipped" in text
+        assert "nothing failed, but not checked: directional derivatives, guided map of image" in " ".join(text.split())
+        found = facts(cli("verify", converted, "--quick", "--json"))
+        assert not found["ok"]
+        assert found["unchecked"] == ["directional derivatives", "guided map of image", "gradient map of image"]
 
     def test_wrong(self, cnn_path: Path, converted: Path, cli: Cli) -> None:
         other = cnn()

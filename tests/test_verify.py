@@ -140,8 +140,78 @@ def test_where_float64_is_too_slow(factor: float, status: str, monkeypatch: pyte
     found = gbprewrite.verify(converted, providers="cpu")
     assert results(found)[DERIVATIVES] == status
     assert "in float32 by onnxruntime, since a forward pass" in note(found, DERIVATIVES)
-    assert results(found)["guided map of image"] == "skipped"
-    assert "forward pass" in found.checks[-1].note
+    assert results(found)["guided map of image"] == "passed"
+    assert results(found)["gradient map of image"] == status
+    words = ("the same rules spelled for 'portable'", "in float32", "no float64 kernel", "since a forward pass")
+    assert all(word in note(found, "guided map of image") for word in words)
+
+
+@pytest.mark.parametrize("how", ["auto", "portable"])
+@pytest.mark.parametrize(("factor", "status"), [(1.0, "passed"), (1.05, "failed")])
+def test_another_spelling_in_float64(how: str, factor: float, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where onnxruntime has the kernels."""
+    monkeypatch.setattr(trial, "SECONDS_A_PASS", -1.0)
+    source = model("g (float[N, 6] x) => (float[N, 4] y) { a = MatMul (x, v) b = Relu (a) y = MatMul (b, w) }",
+                   v=normal(6, 5), w=normal(5, 4, seed=1))  # fmt: skip
+    converted = scaled(gbprewrite.convert(source, "guided", optimize_for=how), "x_guided", factor)
+    found = gbprewrite.verify(converted, providers="cpu")
+    assert results(found)["guided map of x"] == status
+    words = f"the same rules spelled for '{'cpu' if how == 'portable' else 'portable'}'"
+    assert f"{words}, by onnxruntime without optimisations, in float64, since" in note(found, "guided map of x")
+
+
+def test_an_evaluator_that_stops_leaves_no_map_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(model: ModelProto) -> None:
+        raise NotImplementedError("no such operator")
+
+    converted = gbprewrite.convert(cnn(), METHODS)
+    monkeypatch.setattr(trial.reference, "evaluator", stop)
+    found = gbprewrite.verify(converted, providers="cpu")
+    assert found.ok
+    assert set(results(found).values()) == {"passed"}
+    assert "since the reference evaluator stops: NotImplementedError: no such operator" in found.checks[-1].note
+
+
+def test_where_nothing_computes_the_maps_again_the_verdict_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(trial: Any) -> None:
+        raise ModelError("it does not load")
+
+    converted = gbprewrite.convert(cnn(), "guided")
+    monkeypatch.setattr(trial, "SECONDS_A_PASS", -1.0)
+    monkeypatch.setattr("gbprewrite.other_spelling.maps", stop)
+    found = gbprewrite.verify(converted, providers="cpu")
+    assert not found.ok
+    assert not found.failed
+    assert found.unchecked == ("guided map of image",)
+    assert "the other spelling stops: it does not load" in note(found, "guided map of image")
+
+
+@pytest.mark.parametrize("options", [{}, {"maps_only": True}])
+def test_quick_says_what_it_left_out(options: dict[str, bool]) -> None:
+    converted = gbprewrite.convert(cnn(), ["guided", "gradient"], **options)  # type: ignore[arg-type]
+    found = gbprewrite.verify(converted, cnn(), providers="cpu", quick=True)
+    left = ("directional derivatives", "guided map of image", "gradient map of image")
+    assert found.unchecked == left
+    assert {results(found)[name] for name in left} == {"skipped"}
+    assert {results(found)[name] for name in (BIT_FOR_BIT, OPTIMISED, BACKWARD)} == {"passed"}
+    assert not found.ok
+    assert found.to_json()["ok"] is False
+    assert found.verdict == f"nothing failed, but not checked: {', '.join(left)}"
+
+
+def test_quick_still_fails_what_is_wrong() -> None:
+    found = gbprewrite.verify(gbprewrite.convert(cnn()), other_weights(), providers="cpu", quick=True)
+    assert found.verdict == "failed"
+
+
+def test_progress_grows_to_the_end() -> None:
+    told: list[tuple[str, float]] = []
+    gbprewrite.verify(gbprewrite.convert(cnn(), METHODS), providers="cpu", progress=lambda *said: told.append(said))
+    shares = [share for _, share in told]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert shares[-1] <= 1
+    assert {"original outputs", "directional derivatives of image", "maps"} <= {what for what, _ in told}
 
 
 def test_flat_score_is_skipped_and_said() -> None:
