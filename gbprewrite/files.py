@@ -171,11 +171,22 @@ def check_writable(path: str | os.PathLike[str], force: bool = False, advice: st
     """Raise OutputError now rather than after minutes of work."""
     path = Path(path)
     check_replaceable(path, force, advice)
+    _check_takes_files(path.parent, path, advice)
+
+
+def check_folders(planned: Iterable[Path], advice: str = ELSEWHERE) -> None:
+    """Raise OutputError where folders of planned files can't be made or written to; only existing ones are tried."""
+    for folder, path in {path.absolute().parent: path for path in planned}.items():
+        there = next((one for one in (folder, *folder.parents) if os.path.lexists(one)), folder)
+        _check_takes_files(there, path, advice)
+
+
+def _check_takes_files(folder: Path, path: Path, advice: str) -> None:
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror} ({path.parent}). {advice}") from None
+        raise OutputError(f"{path} can't be written: {error.strerror} ({folder}). {advice}") from None
 
 
 def check_suffix(path: Path, *suffixes: str) -> None:

@@ -106,6 +106,28 @@ class TestWhole:
         assert path.read_bytes() == NEW
 
 
+@pytest.mark.parametrize("line", ["explain m.onnx a.png -o", "compare m.onnx a.png -o", "explain m.onnx a.png --html"])
+def test_a_folder_that_takes_nothing_is_found_before_the_run(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(cnn(), "m.onnx")
+    Image.new("RGB", (12, 12), "red").save("a.png")
+    Path("there").mkdir()
+    temporary = files.tempfile.TemporaryFile
+
+    def refuse(*arguments: object, dir: Path, **options: object) -> object:
+        if dir.name == "there":
+            raise OSError(30, "Read-only file system")
+        return temporary(*arguments, dir=dir, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
+    result = cli(*line.split(), "there/deep/er" if line.endswith("-o") else "there/deep/r.html")
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+    assert "can't be written: Read-only file system" in result.stderr
+    assert list(Path("there").iterdir()) == []
+
+
 def _socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(os.path.relpath(path))  # the name of a socket is short

@@ -262,7 +262,7 @@ def places(photos: Sequence[Path], ending: str, output: Path | None = None) -> d
 
 def check(planned: Sequence[Path], read: Sequence[Path], force: bool) -> None:
     """Raise UsageError when a file that is read would be overwritten or one that is written is planned twice, and
-    OutputError when one exists (unless `force`)."""
+    OutputError when one exists (unless `force`) or its folder takes no files."""
     meeting = list(map(str, files.twice(planned)))
     if meeting:
         raise UsageError(f"two outputs would be written to {', '.join(meeting)}. Give each a name of its own.")
@@ -277,6 +277,7 @@ def check(planned: Sequence[Path], read: Sequence[Path], force: bool) -> None:
     existing = [] if force else [str(path) for path in planned if os.path.lexists(path)]
     if existing:
         raise OutputError(f"these exist already: {_some(existing)}. {ELSEWHERE}")
+    files.check_folders(planned, "Choose another place (-o DIR).")
 
 
 def _some(names: Sequence[str]) -> str:
