@@ -56,11 +56,13 @@ OF_FIRST = (
     *("Tile", "TopK", "Upsample", *policies.ACTIVATIONS, *policies.RECTIFIERS, "Softmax", "LogSoftmax", "Hardmax"),
 )
 OF_ALL = (*("Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "QLinearAdd", "QLinearMul", "Sub", "Sum", "Where"),)
+RESIZING = ("Compress", "Expand", "Pad", "Resize", "Slice", "Split", "Tile", "TopK", "Upsample")
+RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+KEEP_SIZES = {*OF_FIRST, *OF_ALL, *RESHAPES, "Transpose"} - {*RESIZING}  # sizes of outputs are those of inputs
 REDUCTIONS = (
     *("ArgMax", "ArgMin", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean"),
     *("ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
 )
-RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 NOT_VALUES = ("Shape", "Size")  # of the tensor, not of what it holds
 
 
@@ -98,7 +100,7 @@ class Axes:
                 self._follow_branches(node, branches)
             elif node.op not in NOT_VALUES and any(id(t) in self.of for t in node.inputs):
                 found = self._outputs(node)
-                same = node.op in (*RESHAPES, "Transpose")
+                same = node.op in KEEP_SIZES
                 self.of.update({id(y): self._fitting(found, y, same) for y in node.outputs})
 
     def with_classes(self, score: Tensor, axis: int, nodes: Sequence[gs.Node]) -> list[Axis] | None:
@@ -170,8 +172,8 @@ class Axes:
         """[samples, channels, positions...]; Conv makes new channels."""
         if len(x) < 2:
             return x
-        if BATCH in roles(x[1]) and x[1][0].by:
-            self.unbatched.add(int(x[1][0].by))
+        for axis in x[1:]:  # samples are never slid over: then the input has none
+            self.unbatched |= {int(p.by) for p in axis if p.role == BATCH and roles(axis) == {BATCH} and p.by}
         own = roles(x[1]) <= {UNKNOWN, BATCH, SINGLE} or node.op in CONVOLUTIONS
         channels = self._channels(node, node.outputs[0], 1) if own else x[1]
         behind = [(Part(POSITIONS, a[0].size),) if roles(a) <= {UNKNOWN} else a for a in x[2:]]

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from gbprewrite.axes import CONVOLUTIONS
 from gbprewrite.errors import UsageError
 from gbprewrite.regrouping import BATCH, BESIDE, CHANNELS, CLASSES, POSITIONS, SINGLE, UNKNOWN, Axis, roles
 from gbprewrite.symbols import UNKNOWN as UNNAMED
@@ -25,6 +26,7 @@ class Counting(NamedTuple):
         class_axis: of the classes; None where there is one class, 0, or where `question` says that nobody knows.
         why: the reason, as a clause: "the final Softmax runs along it".
         question: the message of a UsageError, empty where the axis is known.
+        mixed: another one, where the samples share an axis with something else.
         moves: the nodes that bring the score into this shape.
         unbatched: whether the model's inputs have no axis of samples either.
         said_above: a position of a segmentation says each class whose score is above this number; None where it says
@@ -37,6 +39,7 @@ class Counting(NamedTuple):
     class_axis: int | None
     why: str
     question: str = ""
+    mixed: str = ""
     moves: Sequence[gs.Node] = ()
     unbatched: bool = False
     said_above: float | None = None
@@ -45,6 +48,12 @@ class Counting(NamedTuple):
         """Itself. Raises UsageError where it can't be told which axis holds the classes."""
         if self.question:
             raise UsageError(self.question)
+        return self
+
+    def of_samples(self) -> "Counting":
+        """Itself. Raises UsageError where each sample has several rows, so that none is the highest class of it."""
+        if self.mixed:
+            raise UsageError(self.mixed)
         return self
 
     def order(self) -> list[int]:
@@ -88,6 +97,8 @@ def counting(
     behind = [a for a in range(len(shape)) if a != batch]
     axis, why = _found(shape, holds, behind)
     made = Counting(name, shape, batch, axis, why + _samples_in_words(shape, batch, holds))
+    if batch == 0 and roles(holds[0]) - {BATCH, SINGLE}:
+        made = made._replace(mixed=_mixed(name, shape, behind))
     if axis is None and not why:
         return made._replace(question=_question(name, shape, holds, batch, behind))
     return made
@@ -95,7 +106,7 @@ def counting(
 
 def _batch_axis(shape: Sequence[Any], holds: Sequence[Axis], batches: Sequence[Any]) -> int | None:
     """The axis that the inputs' samples lead to; else the first, unless it holds something else."""
-    found = [a for a, axis in enumerate(holds) if any(p.role == BATCH for p in axis)]
+    found = [a for a, axis in enumerate(holds) if BATCH in roles(axis)]
     if len(found) == 1 or 0 in found:
         return found[0]
     if not shape or roles(holds[0]) <= {CHANNELS, CLASSES} or found:
@@ -136,10 +147,13 @@ def _found(shape: Sequence[Any], holds: Sequence[Axis], behind: Sequence[int]) -
         return classes[0], "the final Softmax runs along it"
     if not classes:
         channels = [a for a in behind if roles(holds[a]) == {CHANNELS}]
+        channels = [a for a in channels if shape[a] != 1] or channels
         newest = max((p.made for a in channels for p in holds[a]), default=0)
         last = [a for a in channels if max(p.made for p in holds[a]) == newest]
-        if len(last) == 1:
-            return last[0], f"{max(holds[last[0]], key=lambda p: p.made).by} makes the values along it"
+        maker = max((p for a in last for p in holds[a]), key=lambda p: p.made).by if last else ""
+        # A convolution has its channels on this very axis; a product may have positions there, beside older channels.
+        if len(last) == 1 and (len(channels) == 1 or maker.startswith(CONVOLUTIONS)):
+            return last[0], f"{maker} makes the values along it"
         if last:
             return None, ""
     if len(behind) == 1:
@@ -158,8 +172,17 @@ def _samples_in_words(shape: Sequence[Any], batch: int | None, holds: Sequence[A
         return "; it is of one sample, and has no axis of samples" if shape else ""
     if batch:
         return f"; the samples are on axis {batch}"
-    mixed = roles(holds[0]) - {BATCH, UNKNOWN, SINGLE} if holds else set()
+    mixed = roles(holds[0]) - {BATCH, UNKNOWN, SINGLE} if holds and BATCH in roles(holds[0]) else set()
     return "; axis 0 holds the samples and other things, and each row is explained for itself" if mixed else ""
+
+
+def _mixed(name: str, shape: Sequence[Any], behind: Sequence[int]) -> str:
+    rows = f", or --class-axis {behind[-1]} to explain each row of axis 0 for itself" if behind else ""
+    return (
+        f"the score {name!r} {words(shape)} has several rows for each sample on axis 0, so that none has the highest "
+        "class of a sample. Name a class (--target INDEX), or use --score NAME with the tensor before the samples were "
+        f"put together with other things ('gbprewrite layers MODEL --all' lists it){rows}."
+    )
 
 
 def _question(name: str, shape: Sequence[Any], holds: Sequence[Axis], batch: int | None, behind: Sequence[int]) -> str:

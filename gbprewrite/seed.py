@@ -98,6 +98,8 @@ def seeds(
     if target.kind == "seed":
         given = gs.Variable(names["seed"], score.dtype, score.shape)
         return Seeds([op.bounded(given, LARGEST_SEED)], None, None, [given])
+    if target.searches or target.kind == "channel":
+        counting.of_samples()
     counted = samples_first(op, score, counting)
     if target.one_unit:
         made = _of_units(op, counted, target, counting, channels)

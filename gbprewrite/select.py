@@ -60,6 +60,8 @@ def select(
     inner = not any(output is t for t in graph.outputs)  # named by the user, and meant
     final = final_activation(output)
     over = None if final is None or through_softmax or inner or final.picks is not None else final
+    if over is not None and over.moves and output.shape is None:
+        over = None  # nobody could count in it
     explained = output if over is None else over.score
     _check_score(explained, graph, wanted)
     notes = _notes(output, final, through_softmax or inner)

@@ -34,7 +34,12 @@ def constants() -> dict[str, Array]:
     made |= {"scale": np.ones(C, np.float32), "shift": np.zeros(C, np.float32)}
     made |= {"w1": WEIGHTS.reshape(C, K, 1), "w3": WEIGHTS.reshape(C, K, 1, 1, 1)}
     made |= {"wct": np.ascontiguousarray(WEIGHTS.transpose(1, 0, 2, 3)), "twice": np.array([1, 1, 2, 2], np.float32)}
-    made |= {"one": WEIGHTS[:1], "wide": normal(C, 4 * C), "wide_maps": normal(4 * C, C, 1, 1)}
+    made |= {
+        "one": WEIGHTS[:1],
+        "wide": normal(C, 4 * C),
+        "wide_maps": normal(4 * C, C, 1, 1),
+        "wide_columns": normal(24, 7),
+    }
     numbers = {"rows_and_columns": [1, 2], "two_and_three": [2, 3], "any_and_five": [-1, 5], "minus_one": [-1]}
     numbers |= {"second": [1], "third": [2], "any_two": [3, 1], "all_but_batch": [1, 2, 3]}
     return made | {name: np.array(value, np.int64) for name, value in numbers.items()}
@@ -159,6 +164,9 @@ FORMS = {
     "a row of positions, classes last": Form(
         f"{CONV} r = Reshape (z, to_maps) y = Transpose <perm = [0, 2, 1]> (r)", "N, 24, 5", 2
     ),
+    "one row for each sample": Form(
+        f"{CONV} r = ReduceMean <keepdims = 1> (z, space) y = Reshape (r, to_rows)", "N, 5", 1, spread=MEAN
+    ),
     # time first
     "time, samples, classes": Form(
         f"{CONV} r = Reshape (z, to_maps) y = Transpose <perm = [2, 0, 1]> (r)", "24, N, 5", 2, 1
@@ -264,6 +272,11 @@ FORMS = {
 # Nothing tells which axis holds the classes: (text, shape of the output, axes that could be it).
 WIDE = f"{CONV} t = {LAST} (z) m = MatMul (t, wide) p = ReduceMean <keepdims = 0> (m, rows_and_columns)"
 ASKED = {
+    "positions and older channels": (
+        f"{CONV} r = Reshape (z, to_maps) y = MatMul (r, wide_columns)",
+        "N, 5, 7",
+        (1, 2),
+    ),
     "nothing makes channels": ("y = Identity (x)", f"N, {K}, {H}, {W}", (1, 2, 3)),
     "classes in two axes": (f"{WIDE} y = Reshape (p, to_two)", "N, 4, 5", (1, 2)),
     "maps of classes in two axes": (

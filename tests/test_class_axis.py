@@ -165,3 +165,52 @@ def test_a_softmax_of_which_some_values_are_taken_is_left_and_says_so() -> None:
     (note,) = record["notes"]
     assert "Softmax is not stepped over, since Gather" in note
     assert "--score z" in note
+
+
+def test_a_sound_without_a_batch() -> None:
+    """Its one axis is what the Conv slides over, and holds no samples."""
+    text = """g (float[24] x) => (float[1, 5] y) {
+        r = Reshape (x, shape) z = Conv (r, w) p = GlobalAveragePool (z) y = Flatten (p)
+    }"""
+    w = normal(5, 1, 1)
+    converted = gbprewrite.convert(model(text, shape=np.array([1, 1, 24]), w=w), "gradient", [3, 1])
+    record = report.read_record(converted)
+    assert record is not None
+    assert (record["class_axis"], record["batch_axis"], record["unbatched"]) == (1, 0, True)
+    maps = run(converted, x=normal(24))["x_gradient"]
+    np.testing.assert_allclose(maps, np.repeat(w[[3, 1], 0] / 24, 24, axis=1), rtol=1e-5)
+    assert gbprewrite.verify(converted, providers="cpu").ok
+
+
+ROWS = "z = Conv (x, w) t = Transpose <perm = [0, 2, 3, 1]> (z) y = Reshape (t, to_rows)"
+
+
+@pytest.mark.parametrize("target", ["argmax", "strongest", "topk:2", "channel:1"])
+def test_several_rows_for_each_sample_are_asked_about(target: Any) -> None:
+    source = built(ROWS, "R, 5", f"N, {K}, {H}, {W}")
+    with pytest.raises(
+        gbprewrite.UsageError, match=r"several rows for each sample on axis 0.*--class-axis 1 to explain"
+    ):
+        gbprewrite.convert(source, "gradient", target)
+    x = normal(2, K, H, W)
+    found = run(gbprewrite.convert(source, "gradient", target, class_axis=1), x=x)  # each row by itself, as asked
+    assert found["explained_index"].shape[0] == 2 * H * W
+    if target == "argmax":
+        z: Array = np.einsum("ck,nkhw->nhwc", WEIGHTS.reshape(C, K), x)
+        wanted = WEIGHTS.reshape(C, K)[z.argmax(3)].transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(found["x_gradient"], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", [2, "input", "unit:2"])
+def test_a_named_class_of_several_rows_is_summed_over_them(target: Any) -> None:
+    source = built(ROWS, "R, 5", f"N, {K}, {H}, {W}")
+    feeds = {"target": np.full(2 * H * W, 2)} if target == "input" else {}
+    found = run(gbprewrite.convert(source, "gradient", target), x=normal(2, K, H, W), **feeds)
+    wanted = WEIGHTS[2] * np.ones((2, K, H, W), np.float32)
+    np.testing.assert_allclose(found["x_gradient"], wanted, rtol=1e-6)
+
+
+def test_rows_of_one_sample_are_positions() -> None:
+    record = report.read_record(gbprewrite.convert(built(ROWS, "24, 5", f"1, {K}, {H}, {W}"), "gradient"))
+    assert record is not None
+    assert (record["class_axis"], record["batch_axis"]) == (1, None)

@@ -265,6 +265,11 @@ class PhotoExplainer:
     ) -> tuple[list[ClassScore], list[dict[str, Array]]]:
         """The classes that the model's `explained_index` names, and their maps."""
         assert explanation.index is not None
+        if len(np.unique(explanation.index, axis=0)) != 1:
+            raise DataError(
+                f"the score has {len(explanation.index)} rows for one image, each with a class of its own. Explain "
+                "them with arrays: 'gbprewrite run'."
+            )
         record = self.explainer.record
         target = seed.parse(record["target"])
         index = explanation.index[0]
