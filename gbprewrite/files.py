@@ -209,11 +209,13 @@ def check_folder(path: Path, option: str = "-o") -> None:
         )
 
 
-def check_unread(planned: Iterable[Path], read: Sequence[Path], advice: str = ELSEWHERE) -> None:
-    """Raise UsageError for an output that is read, under this or another name; what is read first is the model."""
+def check_unread(
+    planned: Iterable[Path], read: Sequence[Path], advice: str = ELSEWHERE, first: str = "the model that is read"
+) -> None:
+    """Raise UsageError for an output that is read, under this or another name; `first` is what is read first."""
     planned = list(planned)
     for path in overwritten(planned, read):
-        what = "the model that is read" if overwritten([path], read[:1]) else "read in this run"
+        what = first if overwritten([path], read[:1]) else "read in this run"
         raise UsageError(f"{path} is {what}, and it would be overwritten (--force does not allow that). {advice}")
 
 

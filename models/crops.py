@@ -5,11 +5,15 @@
 Each photograph is cut twice without overlap: into tiles of about a fifth of its height and into its quarters.
 """
 
-import sys
 from itertools import pairwise
 from pathlib import Path
 
+import click
 from PIL import Image
+
+from gbprewrite import files
+from gbprewrite.cli.program import Script
+from gbprewrite.runtime import images
 
 LINES = (5, 2)
 
@@ -24,17 +28,21 @@ def crops(photo: Image.Image, lines: int) -> list[Image.Image]:
     ]
 
 
-def main(folder: Path, paths: list[Path]) -> None:
+@click.command(cls=Script, help=__doc__)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("photos", metavar="PHOTO...", nargs=-1, required=True, type=click.Path(path_type=Path))
+def main(folder: Path, photos: tuple[Path, ...]) -> None:
     """Write the crops as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        photo = Image.open(path).convert("RGB")
+    for path in photos:
+        photo = images.read(path).convert("RGB")
         for lines in LINES:
             for i, crop in enumerate(crops(photo, lines)):
-                crop.save(folder / f"{path.stem}_{lines}_{i:02}.png")
+                place = folder / f"{path.stem}_{lines}_{i:02}.png"
+                files.check_unread([place], photos, "Choose another FOLDER.", "read in this run")
+                with files.whole(place) as part:
+                    crop.save(part, "PNG")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]), [Path(p) for p in sys.argv[2:]])
+    main()

@@ -23,6 +23,7 @@ MODELS = Path(__file__).parents[1] / "models"
 SHARED = Path(__file__).parents[2] / "shared"
 sys.path.insert(0, str(MODELS))  # a folder of scripts, as Python sees it when one of them runs
 
+import crops  # noqa: E402
 import efficientnet_lite0  # noqa: E402
 import get  # noqa: E402
 import torch_weights  # noqa: E402
@@ -279,6 +280,40 @@ def test_get_into_a_file(wheel: dict[str, bytes], tmp_path: Path) -> None:
     (tmp_path / "public").write_bytes(b"in the way")
     with pytest.raises(OutputError, match="public"):
         get.get("thing", tmp_path / "public")
+
+
+def test_get_follows_no_link(wheel: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"of another")
+    (tmp_path / "thing.bin").symlink_to("precious")
+    with pytest.raises(OutputError, match=r"thing\.bin is a symbolic link, which is never replaced"):
+        get.get("thing", tmp_path)
+    assert (tmp_path / "precious").read_bytes() == b"of another"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_pip_says_keeps_its_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = get.subprocess.CompletedProcess((), 1, stderr="no network\n\x1b[31mtry later")
+    monkeypatch.setattr(get.subprocess, "run", lambda *_, **__: said)
+    result = CliRunner().invoke(get.main, ["photos"])
+    assert result.exit_code == 1
+    assert result.stderr.endswith("pip says:\n  no network\n  \\x1b[31mtry later\n")
+
+
+def test_crops(tmp_path: Path) -> None:
+    """As many as they say, of all pixels; a photograph is never overwritten by one."""
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    done = CliRunner().invoke(crops.main, [str(tmp_path / "out"), str(tmp_path / "a.png")])
+    assert (done.exit_code, done.output) == (0, "")
+    assert len(list((tmp_path / "out").iterdir())) == 25 + 4
+    with Image.open(tmp_path / "out" / "a_2_01.png") as right:
+        np.testing.assert_array_equal(right, pixels[:50, 50:])
+    (tmp_path / "a.png").rename(tmp_path / "out" / "a_2_03.png")
+    (tmp_path / "out" / "a.png").symlink_to("a_2_03.png")
+    done = CliRunner().invoke(crops.main, [str(tmp_path / "out"), str(tmp_path / "out" / "a.png")])
+    assert (done.exit_code, "would be overwritten" in done.stderr) == (2, True)
+    with Image.open(tmp_path / "out" / "a_2_03.png") as kept:
+        np.testing.assert_array_equal(kept, pixels)
 
 
 def test_get_lists_and_refuses_names() -> None:
