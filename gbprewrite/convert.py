@@ -57,13 +57,19 @@ def blaming(model: str | os.PathLike[str] | ModelProto) -> Iterator[None]:
             "shapes or attributes are damaged: export it again."
         ) from error
     except Exception as error:
-        words = soundness.flaw(load(model, replace=None))
+        given = load(model, replace=None)
+        words = soundness.flaw(given)
         if words:
             raise ModelError(f"the model is not valid: {words}. Export it again.") from error
+        what = f"the model can't be worked on ({type(error).__name__}: {first_line(error)})"
+        if report.read_record(given) is not None:
+            raise ModelError(
+                f"{what}. It is a converted one, so its record may have been changed since. Convert the source again; "
+                "if that does not help, this is a defect of gbprewrite: please report it with both files."
+            ) from error
         raise ModelError(
-            f"the model can't be worked on ({type(error).__name__}: {first_line(error)}). It passes ONNX's full check, "
-            "and onnxruntime loads it where that is installed, so this is a defect of gbprewrite: please report it "
-            "with the model."
+            f"{what}. It passes ONNX's full check, and onnxruntime loads it where that is installed, so this is a "
+            "defect of gbprewrite: please report it with the model."
         ) from error
 
 

@@ -25,6 +25,7 @@ from gbprewrite.tensors import Tensor, node_proto
 
 FLOAT = TensorProto.FLOAT
 CUBIC = -0.5  # the parameter of Keys' cubic convolution that Pillow takes
+MOST_PIXELS = 2**16  # of a side
 PRECISION = 22  # bits of its weights behind the point
 
 
@@ -100,9 +101,22 @@ def read(told: Mapping[str, Any]) -> Preprocessing:
     """What `facts` gave. Raises ModelError for other things."""
     try:
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items() if k != "text"}
-        return Preprocessing(**{**fields, "dtype": np.dtype(fields["dtype"])})
-    except (KeyError, TypeError, ValueError):
-        raise ModelError("the record of the file's preprocessing is damaged. Convert the source model again.") from None
+        made = Preprocessing(**{**fields, "dtype": np.dtype(fields["dtype"])})
+        if made.text() == told["text"] and _makes_sense(made):  # text() reads every part
+            return made
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    raise ModelError("the record of the file's preprocessing is damaged. Convert the source model again.")
+
+
+def _makes_sense(made: Preprocessing) -> bool:
+    sizes = [made.channels, *(n for n in (made.height, made.width) if n is not None)]
+    return (
+        all(isinstance(n, int) and 0 < n < MOST_PIXELS for n in sizes)
+        and len(made.mean) == len(made.std) == made.channels
+        and all(isinstance(n, (int, float)) for n in (made.scale, *made.mean, *made.std))
+        and made.dtype.kind in "fiu"
+    )
 
 
 def _image_shape(old: ValueInfoProto, made: Preprocessing) -> list[int | str | None]:

@@ -81,6 +81,11 @@ def restore(model: ModelProto) -> ModelProto:
             "the file holds only maps (it was converted with --maps-only), so that its source can't be taken back from "
             "it. Use the source model itself."
         )
+    if record["nodes"] != len(model.graph.node):
+        raise ModelError(
+            f"the converted file had {record['nodes']:,} nodes when it was written, and has {len(model.graph.node):,}: "
+            "another program changed it, so that its source can't be taken back from it. Use the source model itself."
+        )
     own = len(model.graph.node) - record["added"]["nodes"]
     made = {name for node in model.graph.node[own:] for name in node.output}
     del model.graph.node[own:]

@@ -1,6 +1,5 @@
 """What was rewritten, what was left, and why: the record in the file, and the inspection of any model."""
 
-import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,13 +9,14 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, helper
 
-from gbprewrite import policies
+from gbprewrite import policies, recorded
 from gbprewrite.channels import FeatureLayer
 from gbprewrite.differentiate import REFUSED, with_branches
 from gbprewrite.errors import ModelError, Obstacle, UsageError
 from gbprewrite.fused import FUSED
 from gbprewrite.modelfile import opset_of, sha256
 from gbprewrite.normalise import parameters
+from gbprewrite.plaintext import cut
 from gbprewrite.qlinear import QLINEAR
 from gbprewrite.rules import NO_GRADIENT, VJP
 from gbprewrite.rules.pooling import SWITCHLESS
@@ -86,39 +86,33 @@ class Inspection:
 
 def read_record(model: ModelProto) -> Record | None:
     """The record of a converted file, None for any other model. Raises ModelError for a damaged one."""
-    for entry in model.metadata_props:
-        if entry.key == KEY:
-            with contextlib.suppress(ValueError):  # not JSON, or not even UTF-8
-                record = json.loads(entry.value)
-                if _fits(record, model):
-                    return dict(record)
-            raise ModelError(
-                f"the record that gbprewrite keeps in the file's metadata (key {KEY!r}) is damaged, of a version that "
-                f"{__version__} can't read, or the file has lost outputs that it names. Convert the source model again."
-            )
-    return None
-
-
-def _fits(record: Any, model: ModelProto) -> bool:
-    """Whether a record has what this version writes, and the model has what the record names."""
-    if not _is(record, SHAPE):
-        return False
-    try:
-        kind = parse(record["target"]).kind
-    except UsageError:
-        return False
-    outputs, inputs = ({v.name for v in values} for values in (model.graph.output, model.graph.input))
-    added, index = record["added"], record["explained_index_name"]
-    return (
-        bool(record["methods"])
-        and {m["method"] for m in record["maps"]} == set(record["methods"])
-        and {m["output"] for m in record["maps"]} <= outputs
-        and (index in outputs if kind != "seed" else index is None)
-        and given_names(record) <= inputs
-        and (record["embedded"] is None or record["embedded"]["name"] in inputs)
-        and 0 <= added["nodes"] <= len(model.graph.node)
-        and 0 <= added["initializers"] <= len(model.graph.initializer)
+    entries = [entry for entry in model.metadata_props if entry.key == KEY]
+    if not entries:
+        return None
+    words: str | None = "it is there twice"
+    if len(entries) == 1:
+        try:
+            record = json.loads(entries[0].value)
+            words = _contradiction(record, model)
+            if words is None:
+                return dict(record)
+        except (ValueError, RecursionError):  # not JSON, or not even UTF-8
+            words = "it is no JSON"
+    raise ModelError(
+        f"the record that gbprewrite keeps in the file's metadata (key {KEY!r}) is damaged, of a version that "
+        f"{__version__} can't read, or of a file that was changed since: {words}. Convert the source model again."
     )
+
+
+def _contradiction(record: Any, model: ModelProto) -> str | None:
+    """What a record lacks of what this version writes, or says against the model, in words; None where all is well."""
+    if not _is(record, SHAPE):
+        return "it lacks an entry, or has one of another type"
+    try:
+        target = parse(record["target"])
+    except UsageError:
+        return f"its target is {cut(record['target'], 80)!r}"
+    return recorded.contradiction(record, target, model)
 
 
 def given_names(record: Record) -> set[str]:
@@ -135,7 +129,7 @@ def _is(value: Any, shape: Any) -> bool:
         return isinstance(value, dict) and all(k in value and _is(value[k], s) for k, s in shape.items())
     if isinstance(shape, list):
         return isinstance(value, list) and all(_is(v, shape[0]) for v in value)
-    return isinstance(value, shape)
+    return isinstance(value, shape) and (shape is bool or not isinstance(value, bool))
 
 
 def write_record(model: ModelProto, record: Record) -> None:
