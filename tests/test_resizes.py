@@ -80,6 +80,25 @@ ROWS: list[Row] = [
 ]  # fmt: skip
 
 
+def _crop(shape: list[int], by: dict[str, list[Any]], note: str, mode: str) -> Row:
+    """Of rows 0.1 to 0.8 and columns -0.2 to 0.6 of the image."""
+    opset, shape, body, weights, note = _row(
+        18, shape, by, note, mode=mode, coordinate_transformation_mode="tf_crop_and_resize"
+    )
+    body = body.replace("(x, e, s)", "(x, r, s)").replace("(x, , , s)", "(x, r, , s)")
+    return opset, shape, body, {**weights, "r": np.float32([0, 0, 0.1, -0.2, 1, 1, 0.8, 0.6])}, note
+
+
+ROWS += [
+    _crop([1, 1, 4, 5], {"sizes": [1, 1, 6, 3]}, "", "linear"),
+    _crop([1, 1, 4, 5], {"sizes": [1, 1, 7, 5]}, "an axis of scale 1 is not cropped", "cubic"),
+    _crop([1, 1, 4, 5], {"scales": [1, 1, 1, 0.6]}, "an axis of scale 1 is not cropped", "nearest"),
+    _crop([1, 1, 4, 5], {"scales": [1, 1, 1, 1]}, "nothing is cropped", "linear"),
+    _crop([1, 1, 4, 5], {"scales": [1, 1, 1.1, 1]}, "no length changes: nothing is cropped", "linear"),
+    _crop([1, 1, 4, 2], {"scales": [1, 1, 2, 0.5]}, "one pixel is read in the middle", "linear"),
+]
+
+
 @pytest.mark.parametrize("static", [True, False], ids=["static", "open"])
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]} {row[2][:60]} {row[4]}")
 def test_the_map_is_the_adjoint_of_what_onnxruntime_computes(row: Row, static: bool) -> None:

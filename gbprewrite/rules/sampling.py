@@ -64,7 +64,7 @@ def resize(op, dy, y, x, roi=None, scales=None, sizes=None, **mode):
     over = [a % rank(x) for a in axes or range(rank(x))]
     policy = mode.pop("keep_aspect_ratio_policy", "stretch")
     if mode["coordinate_transformation_mode"] == "tf_crop_and_resize":
-        return cropped(op, dy, x, roi, scales, op.dims(y), over, mode)
+        return cropped(op, dy, y, x, roi, scales, over, mode)
     if sizes is not None and policy != "stretch":
         if any(a < 0 for a in axes or []):
             raise Refused(
@@ -78,7 +78,7 @@ def resize(op, dy, y, x, roi=None, scales=None, sizes=None, **mode):
     given = scales is not None and (factors is None or factors.size > 0)
     scaled = [i for i in range(len(over)) if not given or factors is None or factors[i] != 1]
     little = given and factors is not None and all(1 < factors[i] < 1.5 for i in scaled)
-    copied = op.Equal(op.Shape(x), op.Shape(y)) if little and not (_is_fixed(x) and _is_fixed(y)) else None
+    copied = everywhere(op, x, y) if little and not (_is_fixed(x) and _is_fixed(y)) else None
     for i in scaled:
         axis = over[i]
         if not given:
@@ -116,8 +116,13 @@ def _by_a_little(op, dy, size, factor, mode, copied):
     matrix = op.Squeeze(op.slice(resized, [2], [0], [1]), np.array([0, 2], np.int64))
     if copied is None:
         return matrix
-    everywhere = op.Cast(op.ReduceMin(op.Cast(copied, to=TensorProto.INT32), keepdims=0), to=TensorProto.BOOL)
-    return op.Where(everywhere, _identity(op, size, op.dim(matrix, 1), dy), matrix)
+    return op.Where(copied, _identity(op, size, op.dim(matrix, 1), dy), matrix)
+
+
+def everywhere(op, x, y):
+    """Whether no axis changes its length, bool []."""
+    same = op.Cast(op.Equal(op.Shape(x), op.Shape(y)), to=TensorProto.INT32)
+    return op.Cast(op.ReduceMin(same, keepdims=0), to=TensorProto.BOOL)
 
 
 def _identity(op, rows, columns, like):
@@ -181,26 +186,43 @@ def nearest(op, u, how):
     return op.Add(below, op.cast_to(goes_up(op.Sub(u, below), 0.5), u))
 
 
-def cropped(op, dy, x, roi, scales, outputs, over, mode):
-    """VJP of tf_crop_and_resize, through the matrix of each axis and the region it reads."""
+def cropped(op, dy, y, x, roi, scales, over, mode):
+    """VJP of tf_crop_and_resize, through the matrix of each axis and the region it reads.
+
+    onnxruntime copies along an axis of scale 1, whatever the region is, and everything where no length changes.
+    """
+    factors, outputs = constant_of(scales), op.dims(y)
+    given = scales is not None and (factors is None or factors.size > 0)
+    known = factors is not None and factors.size > 0
+    little = known and all(f == 1 or 1 < f < 1.5 for f in factors)
+    if same_shape(x, y) and _is_fixed(x):
+        return dy, None
+
+    def matrix_of(roi, i, size, length):
+        """[outputs, size]"""
+        start, end = (op.Slice(roi, np.array([j]), np.array([j + 1])) for j in (i, i + len(over)))
+        last, steps = op.as_float(op.calc("Sub", size, 1), roi), op.calc("Sub", length, 1)
+        step = op.Div(op.Mul(op.Sub(end, start), last), op.as_float(op.calc("Max", steps, 1), roi))
+        u = op.Add(op.Mul(start, last), op.Mul(op.cast_to(op.range(length), roi), step))
+        if not fixed(steps) or steps == 0:  # one pixel is read in the middle
+            u = op.Where(op.Equal(op.vector([steps]), 0), op.Mul(op.Mul(op.Add(start, end), 0.5), last), u)
+        inside = op.And(op.GreaterOrEqual(u, 0), op.LessOrEqual(u, last))
+        factor = factor_along(op, scales, i, length, size, roi)
+        matrix = resize_matrix(op, u, size, factor, mode)
+        matrix = op.Where(op.Unsqueeze(inside, np.array([1])), matrix, zero(matrix))
+        if fixed(size) and fixed(length):
+            return matrix
+        copies = everywhere(op, x, y) if little else None if known else op.Equal(factor, 1)
+        return matrix if copies is None else op.Where(copies, _identity(op, length, size, matrix), matrix)
 
     def forward(x, roi):
-        y = x
+        made = x
         for i, axis in enumerate(over):
-            size = op.dim(x, axis)
-            start, end = (op.Slice(roi, np.array([j]), np.array([j + 1])) for j in (i, i + len(over)))
-            last = op.as_float(op.calc("Sub", size, 1), roi)
-            length = op.calc("Sub", outputs[axis], 1)
-            step = op.Div(op.Mul(op.Sub(end, start), last), op.as_float(op.calc("Max", length, 1), roi))
-            if fixed(length) and length == 0:
-                u = op.Mul(op.Mul(op.Add(start, end), 0.5), last)
-            else:
-                u = op.Add(op.Mul(start, last), op.Mul(op.cast_to(op.range(outputs[axis]), roi), step))
-            inside = op.And(op.GreaterOrEqual(u, 0), op.LessOrEqual(u, last))
-            matrix = resize_matrix(op, u, size, factor_along(op, scales, i, outputs[axis], size, roi), mode)
-            matrix = op.Where(op.Unsqueeze(inside, np.array([1])), matrix, zero(matrix))
-            y = op.apply_matrix(y, op.cast_to(matrix, x), axis)
-        return y
+            stays = x.shape[axis] is not None and x.shape[axis] == y.shape[axis]
+            if (factors[i] == 1) if known else (stays and not given):
+                continue
+            made = op.apply_matrix(made, op.cast_to(matrix_of(roi, i, op.dim(x, axis), outputs[axis]), x), axis)
+        return made
 
     from gbprewrite.differentiate import pull_back_built
 
