@@ -1,5 +1,6 @@
 """One bad image never ends a run, and none takes the machine with it."""
 
+import logging
 import os
 import struct
 import sys
@@ -132,6 +133,20 @@ def test_photographs_are_read_whatever_their_name(kind: str, tmp_path: Path) -> 
 def test_damaged_remarks_do_no_harm(tmp_path: Path) -> None:
     damaged_exif(tmp_path / "photo.jpg")
     assert images.read(tmp_path / "photo.jpg").size == (12, 12)
+
+
+def test_libraries_say_nothing_themselves(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff writes to standard error past Python, and Pillow logs there."""
+    Image.fromarray(PIXELS).save(tmp_path / "photo.tif", compression="tiff_lzw")
+    data = bytearray((tmp_path / "photo.tif").read_bytes())
+    data[8:60] = bytes(52)
+    (tmp_path / "photo.tif").write_bytes(data)
+    with pytest.raises(DataError):
+        images.read(tmp_path / "photo.tif")
+    logging.getLogger("PIL.TiffImagePlugin").error("More samples per pixel than can be decoded")
+    os.write(2, b"heard again")
+    assert capfd.readouterr().err == "heard again"
+    assert logging.getLogger("PIL").handlers  # pytest has handlers of its own, a process may have none
 
 
 def test_16_bits_become_8(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Photograph files: read, and brought to the size that a network takes (the numbers are `preprocessing.py`'s)."""
 
+import contextlib
+import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gbprewrite.errors import DataError
 from gbprewrite.preprocessing import CENTRE, Preprocessing
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it logs would go to standard error
 
 # Pillow reads more, some by other programs (Ghostscript), and tells formats by their bytes, whatever a file is called.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -43,7 +47,8 @@ def read(path: str | os.PathLike[str]) -> Image.Image:
         with opened(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _check_pixels(file, path)
-            file.load()
+            with _silent() if file.format == "TIFF" else contextlib.nullcontext():
+                file.load()
             return _eight_bits(ImageOps.exif_transpose(file), path)
     except DataError:
         raise
@@ -59,6 +64,19 @@ def read(path: str | os.PathLike[str]) -> Image.Image:
     except Exception as error:  # of whatever kind a damaged file brings Pillow's readers to
         reason = str(error) or type(error).__name__
         raise DataError(f"{path} is damaged, or of a kind that can't be converted: {reason}. Save it again.") from None
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what libtiff writes to standard error past Python; what is wrong is an exception too."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, 2)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+        yield
 
 
 def _check_pixels(file: Image.Image, path: Path) -> None:
