@@ -44,13 +44,14 @@ class Boxes(NamedTuple):
 
 class Found(NamedTuple):
     """What is known of a score as a detector's: its parts (one only where it is no mixed head), its boxes, the operator
-    that selected the boxes that are left (empty where all are), the output that names the classes of these, and what
-    must be said of the target."""
+    that selected the boxes that are left (empty where all are), the output that names the classes of these, the axis of
+    a single class, and what must be said of the target."""
 
     head: Head | None
     boxes: Boxes | None
     selected: str
     labels: str | None
+    one_class: int | None
     notes: list[str]
 
     def to_json(self) -> dict[str, Any] | None:
@@ -85,7 +86,8 @@ def find(graph: gs.Graph, inputs: Sequence[Tensor], chosen: "Selection", target:
         )
     said = _summed(chosen, target, is_output) if head is None else []
     said += [] if head is None else notes(head, target, channels, int(score.shape[head.axis]), chosen.class_axis)
-    return Found(head, _boxes(graph, inputs, chosen, head), by, _labels(graph) if by else None, said)
+    labels, one = _labels(graph) if by else None, _one_class(graph, score)
+    return Found(head, _boxes(graph, inputs, chosen, head), by, labels, one, said)
 
 
 def counted(chosen: "Selection", found: Found, class_axis: int | None) -> "Selection":
@@ -95,6 +97,10 @@ def counted(chosen: "Selection", found: Found, class_axis: int | None) -> "Selec
     if found.selected:
         why = f"its values are those of the boxes that {found.selected} left"
         made = made._replace(batch_axis=None, class_axis=None, why=why, question="")
+    elif (
+        found.one_class is not None and class_axis is None and len(made.shape) == 3 and made.shape[found.one_class] == 1
+    ):
+        made = made._replace(class_axis=found.one_class, why="another output has the same positions", question="")
     elif found.head is not None and found.head.mixed and class_axis is None and made.class_axis != found.head.axis:
         made = made._replace(class_axis=found.head.axis, why="its parts lie along it", question="")
     return chosen._replace(counting=made, notes=notes_)
@@ -125,6 +131,17 @@ def _boxes(graph: gs.Graph, inputs: Sequence[Tensor], chosen: "Selection", head:
     known = recognise(made, dependent(graph, inputs, made))
     axis = max(a for a, d in enumerate(made.shape) if d == 4)
     return Boxes(made.name, axis, 0, known.corners if known else None)
+
+
+def _one_class(graph: gs.Graph, score: Tensor) -> int | None:
+    """The axis of a detector's one class, [N, A, 1] beside values [N, A, 4] or more of the same anchors."""
+    shape = score.shape
+    if shape is None or len(shape) != 3 or list(shape[1:]).count(1) != 1:
+        return None
+    axis = 1 + list(shape[1:]).index(1)
+    others = [t.shape for t in graph.outputs if t is not score and t.shape is not None and len(t.shape) == 3]
+    beside_it = [s for s in others if s[3 - axis] == shape[3 - axis] and fixed(s[axis]) and s[axis] >= 4]
+    return axis if beside_it and shape[3 - axis] is not None else None
 
 
 def _labels(graph: gs.Graph) -> str | None:

@@ -169,3 +169,17 @@ def test_a_graph_that_joins_itself_again_and_again_ends() -> None:
     joins = " ".join(f"j{i + 1} = Concat <axis = 2> (j{i}, j{i})" for i in range(18))
     source = head("float[1, 4, H, 4] y", f"j0 = Identity (f) {joins} y = Identity (j18)")
     assert found(source) is None
+
+
+def test_one_class_of_many_anchors() -> None:
+    """BlazeFace: [N, A, 1] beside [N, A, 16]; each anchor is a position, not a class."""
+    source = head(
+        "float[1, 16, 1] score, float[1, 16, 8] values", conv("kc", "f", 1, 1), conv("bc", "f", 8, 2),
+        "kr = Reshape (kc, l) score = Transpose <perm = [0, 2, 1]> (kr)",
+        "br = Reshape (bc, l) values = Transpose <perm = [0, 2, 1]> (br)",
+        l=np.array([1, -1, 16]),
+    )  # fmt: skip
+    x = normal(1, 3, 4, 4, seed=7)
+    found = run(gbprewrite.convert(source, "gradient", "strongest:3", score="score"), x=x)
+    order = np.argsort(-found["score"][0, :, 0], kind="stable")[:3]
+    np.testing.assert_array_equal(found["explained_index"], [[[anchor, 0] for anchor in order]])
