@@ -65,7 +65,8 @@ class YoloV8(nn.Module):
         self.trunk, self.corners = Trunk(act), corners
         self.boxes = nn.ModuleList(nn.Sequential(conv(c, 16, act=act), nn.Conv2d(16, 64, 1)) for c in (16, 20))
         self.classes = nn.ModuleList(nn.Sequential(conv(c, 12, act=act), nn.Conv2d(12, 6, 1)) for c in (16, 20))
-        self.bins = nn.Conv2d(16, 1, 1, bias=False)
+        self.bins = nn.Conv2d(16, 1, 1, bias=False).requires_grad_(False)
+        self.bins.weight.data[:] = torch.arange(16.0).view(1, 16, 1, 1) / 4
 
     def forward(self, x: Any) -> Any:
         maps = self.trunk(x)
@@ -300,15 +301,16 @@ def build(detector: Detector, x: Any) -> Any:
         torch.manual_seed(0)
         net = detector.make().eval()
         for part in net.modules():
-            if isinstance(part, nn.Conv2d):
+            if isinstance(part, nn.Conv2d) and part.weight.requires_grad:  # the bins of distances are given
                 nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
                 if part.bias is not None:
                     nn.init.normal_(part.bias, std=0.1)
             elif type(part).__name__ in ("BatchNorm2d", "FrozenBatchNorm2d"):
                 for name, limits in ranges.items():
                     getattr(part, name).uniform_(*limits)
+        convs = [p for p in net.modules() if isinstance(p, nn.Conv2d) and p.weight.requires_grad]
         last = {c for p in net.modules() for c in _last(p)}
-        hooks = [p.register_forward_hook(scale) for p in net.modules() if isinstance(p, nn.Conv2d)]
+        hooks = [p.register_forward_hook(scale) for p in convs]
         net(x)
         for hook in hooks:
             hook.remove()
