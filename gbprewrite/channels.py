@@ -54,7 +54,7 @@ def feature_layers(graph: gs.Graph, chosen: Selection, name: str | None, parts: 
     Raises UsageError for a name that is no such layer, or that an input does not reach; NoFeatureLayer where an input
     has none, or one of another rank.
     """
-    axes = _channel_axes(chosen.nodes)
+    axes = known_axes(chosen.nodes)
     named = _named(graph, chosen, name) if name else None
     if named is not None and parts.by_any is not None and id(named) not in parts.by_any:
         raise UsageError(
@@ -104,7 +104,7 @@ def _beside(
 
 def channel_axes(chosen: Selection) -> list[int]:
     """The axis of the channels of each input. Raises ModelError where no operator on the way to the score tells it."""
-    axes = _channel_axes(chosen.nodes)
+    axes = known_axes(chosen.nodes)
     for x in chosen.inputs:
         if id(x) not in axes:
             raise ModelError(
@@ -149,7 +149,7 @@ def _is_spatial(tensor: Tensor) -> bool:
     return is_float(tensor) and tensor.shape is not None and len(tensor.shape) > 2
 
 
-def _channel_axes(nodes: Sequence[gs.Node]) -> dict[int, int]:
+def known_axes(nodes: Sequence[gs.Node]) -> dict[int, int]:
     """id() of a tensor → axis of its channels, wherever an operator on the way tells."""
     known: dict[int, int] = {}
     for ordered in (nodes, nodes[::-1], nodes):

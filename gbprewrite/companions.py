@@ -200,7 +200,7 @@ def _by_batch(graph: gs.Graph) -> bool:
 
 def _in_one_batch(work: Work, points: Mapping[str, Tensor], count: int, tag: str) -> list[Map]:
     op, instances = work.op, work.instances()
-    inputs = {t.name: t for t in work.graph.inputs}
+    inputs = {t.name: t for t in (*work.graph.inputs, *work.chosen.inputs)}
     given = {name: _repeated(op, inputs[name], count) for name in instances.inputs if name not in points}
     given |= {x.name: _one_batch(op, points[x.name], x, count) for x in work.chosen.inputs}
     found = instances.gradients(given, [_repeated(op, dy, count) for dy in work.seeds.cotangents], tag)

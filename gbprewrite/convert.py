@@ -16,6 +16,7 @@ from gbprewrite import (
     differentiate,
     embedded,
     heatmaps,
+    inner,
     modelfile,
     policies,
     randomness,
@@ -23,6 +24,7 @@ from gbprewrite import (
     seed,
     select,
     soundness,
+    starts,
     subset,
 )
 from gbprewrite.branches import names_inside
@@ -39,7 +41,7 @@ from gbprewrite.preprocessing import Options
 from gbprewrite.protos import copied
 from gbprewrite.settings import Settings
 from gbprewrite.spellings import SPELLINGS
-from gbprewrite.tensors import Tensor, is_float
+from gbprewrite.tensors import Tensor
 from gbprewrite.view import view
 
 
@@ -123,7 +125,8 @@ def convert(
             each class whose probability is above one half. A sample without such a position has NaN maps.
         score: name of the graph output or inner tensor to explain; needed when several outputs qualify.
         layer: name of an inner tensor, or of the node that makes it, in place of `score`: where the unit is.
-        inputs: names of the inputs to differentiate; by default every float input that the score depends on.
+        inputs: names of the inputs to differentiate, or of inner tensors of floats; by default every float input that
+            the score depends on, and of a model of uint8 images the first floats behind them.
         class_axis: axis of the classes, in the shape of the output; by default what a final Softmax or the node that
             makes the logits says. The record holds which one was taken, and why.
         channels: those that "argmax", "topk:K", "strongest" and "strongest:K" look at, along the class axis: "4:84",
@@ -230,12 +233,13 @@ def _converted(
     """The converted model, still without its record; and the record."""
     methods, wanted = method, seed.parse(target)
     result = normalise(source, opset)
-    graph = view(result, rearrange=not companions.reads_layer(methods))
+    only_inputs = set(inputs) <= {i.name for i in result.graph.input}
+    graph = view(result, rearrange=only_inputs and not companions.reads_layer(methods))
     drawing = settings.pictures
     declare_outputs(result, graph)
     moved = wanted.kind != "seed"  # which is shaped like the score itself
     chosen = select.select(graph, result, score, inputs, class_axis, through_softmax, opset_of(result), moved)
-    head = detections.find(graph, select.real_inputs(graph, result), chosen, wanted, channels)
+    head = detections.find(graph, starts.real_inputs(graph, result), chosen, wanted, channels)
     chosen = detections.counted(chosen, head, class_axis)
     randomness.refuse_other_points(chosen.score, methods)
     masks = randomness.show_masks(result, graph, chosen.nodes, prefix)
@@ -243,6 +247,8 @@ def _converted(
     everywhere = list(differentiate.with_branches(chosen.nodes, chosen.inputs))
     found, marked = select.rectifiers(everywhere, methods, rectify)
     layers = companions.layers_for(graph, chosen, methods, settings.methods, wanted, channels)
+    within = inner.rows(graph, result, chosen)
+    inner.refuse(result, within, methods, settings.photo is not None)
     made_of = settings.preprocessing(result, chosen)
     names = {role: prefix + role for role in ("target", "seed", "explained_index")}
     maps = {
@@ -257,6 +263,7 @@ def _converted(
     select.check_names(graph, result, [*gained, *([image] if settings.embed else [])])
 
     op = Builder(graph, opset_of(result), prefix, SPELLINGS[optimize_for])
+    op.nodes += starts.added_nodes(graph, result, chosen.inputs)
     op.weights = modelfile.constants(result)
     op.deep = len(chosen.nodes) >= DEEP
     op.reserve([*gained, *names_inside(result.graph)])
@@ -264,7 +271,8 @@ def _converted(
     seeds = seed.seeds(op, chosen.score, wanted, chosen.counting, names, channels)
     outputs: list[Tensor] = []
     gained_inputs = {(g.kind, g.input): gs.Variable(g.name, g.dtype, g.shape) for g in given}
-    instances = cache(partial(_instances, op, result, chosen, optimize_for))
+    begun = inner.cut(result, [row["name"] for row in within]) if within else result
+    instances = cache(partial(_instances, op, begun or result, chosen, optimize_for))
     work = companions.Work(op, graph, chosen, seeds, marked, settings.methods, layers, gained_inputs, instances)
     pictures = heatmaps.Pictures(op, chosen, seeds, drawing, made_of)
     for name in methods:
@@ -279,7 +287,7 @@ def _converted(
     record = report.record(result, added, chosen, methods, wanted, names, maps, found, marked)
     rows = [{"kind": g.kind, "input": g.input, "name": g.name} for g in given]
     record |= {"given": rows, "embedded": None, "preprocessing": None, "head": head.to_json()}
-    record |= {"masks": masks, **report.cam_layers(chosen, layers)}
+    record |= {"inner_inputs": within, "masks": masks, **report.cam_layers(chosen, layers)}
     if made_of is not None:
         record["preprocessing"] = embedded.facts(made_of)
     if settings.embed and made_of is not None:
@@ -320,7 +328,7 @@ def _inspected(given: ModelProto) -> report.Inspection:
     facts["parameters"] = parameters(source)  # the conversion's own constants are none of the model's
     normal = normalise(source)
     graph = view(normal)
-    inputs = [t for t in select.real_inputs(graph, normal) if is_float(t)]
+    inputs = starts.input_tensors(graph, normal, optional=True)
     on_the_way = differentiate.path(graph, inputs, *graph.outputs)
     nodes = list(differentiate.with_branches(on_the_way, inputs))
     found = [n for n in map(policies.nonlinearity, nodes) if n]

@@ -53,7 +53,7 @@ def _reached(nodes: Sequence[gs.Node], inputs: Sequence[Tensor]) -> list[gs.Node
     reached = {id(t) for t in inputs}
     forward: list[gs.Node] = []
     for node in nodes:
-        if node.op not in NO_GRADIENT and any(id(t) in reached for t in _valued(node)):
+        if node.op not in NO_GRADIENT and any(id(t) in reached for t in valued(node)):
             carried = [t for t in node.outputs if t.dtype is None or is_float(t) or _stands_for_real(node, t, reached)]
             reached.update(id(t) for t in carried)
             if carried:
@@ -68,11 +68,11 @@ def between(nodes: Sequence[gs.Node], inputs: Sequence[Tensor], *scores: Tensor)
     for node in reversed(_reached(nodes, inputs)):
         if any(id(t) in needed for t in node.outputs):
             found.append(node)
-            needed.update(id(t) for t in _valued(node))
+            needed.update(id(t) for t in valued(node))
     return found[::-1]
 
 
-def _valued(node: gs.Node) -> list[Tensor]:
+def valued(node: gs.Node) -> list[Tensor]:
     """What a node reads for its numbers: not the integers that only say where or how much of it."""
     places = PLACES.get(node.op)
     if places is None:
@@ -99,7 +99,7 @@ def _stands_for_real(node: gs.Node, output: Tensor, reached: set[int]) -> bool:
         return is_quantised(output)
     if node.op in CARRIERS and node.op not in CASTS and not is_quantised(output):  # the indices of a TopK
         return False
-    return is_integer(output) and any(id(t) in reached and is_integer(t) for t in _valued(node))
+    return is_integer(output) and any(id(t) in reached and is_integer(t) for t in valued(node))
 
 
 def _computes_with_levels(node: gs.Node) -> bool:

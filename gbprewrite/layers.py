@@ -7,7 +7,7 @@ from typing import NamedTuple
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from gbprewrite import differentiate, policies, select
+from gbprewrite import differentiate, policies, select, starts
 from gbprewrite.convert import blaming, load
 from gbprewrite.ends import ends
 from gbprewrite.graft import restore
@@ -61,15 +61,19 @@ def layers(
         fix(source, input_shapes or {})
         normal = normalise(source)
         graph = view(normal, rearrange=False)
-        inputs = select.input_tensors(graph, normal)
+        inputs = starts.input_tensors(graph, normal, optional=True)
+        inputs = inputs or [t for x in starts.real_inputs(graph, normal) for t in starts.behind(x, by_index=True)]
+        inputs = inputs or starts.input_tensors(graph, normal)  # says what is wrong
         wanted = graph.outputs if score is None else [select.named(graph, score)]
         scores = ends(graph, inputs, wanted)  # of a class number those that it is the highest of
-        way = differentiate.path(graph, inputs, *scores)
+        path = differentiate.path(graph, inputs, *scores)
+        first = {id(n) for x in inputs for n in x.inputs}
+        way = [*(n for n in graph.nodes if id(n) in first), *(n for n in path if id(n) not in first)]
         nodes = {id(n): n for n in way}
         return [
             Layer(t.name, n.op, n.name, tuple(map(_dimension, t.shape)))
             for n, t in _tensors(way, nodes, scores)
-            if every or not (_moved(n) or _goes_on(t, nodes))
+            if every or id(n) in first or not (_moved(n) or _goes_on(t, nodes))
         ]
 
 

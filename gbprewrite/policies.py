@@ -20,6 +20,7 @@ from onnx import TensorProto
 from gbprewrite.errors import UsageError
 from gbprewrite.gatelike import GATE_LIKE
 from gbprewrite.idioms import RAISED, RAMP
+from gbprewrite.meaning import MEANT
 from gbprewrite.qlinear import operands
 from gbprewrite.quantised import STAND_INS, is_weight
 from gbprewrite.rules import VJP, Formula, Rule
@@ -162,6 +163,8 @@ def nonlinearity(node: gs.Node) -> Nonlinearity | None:
     kind = node.op
     spelling = node.attrs.get(RAISED)
     if node.domain not in (None, "", "ai.onnx"):
+        return None
+    if MEANT in node.attrs:
         return None
     if RAMP in node.attrs:
         return Nonlinearity(node, f"{kind} of a hard-sigmoid", "other")

@@ -26,6 +26,7 @@ from gbprewrite.plaintext import cut
 
 Array = npt.NDArray[Any]
 
+LEAST_SPAN = 100  # of the integers that pixels become: fewer levels would round a photograph away
 DEFAULT_SIZE = (224, 224)  # of models that take any size
 # ImageNet classifiers are evaluated on the central 7/8 of the shorter side: 224 of 256 (Krizhevsky et al. 2012).
 CENTRE = Fraction(7, 8)
@@ -77,7 +78,8 @@ class Preprocessing:
     """Everything that happens between a photograph and a network's input; made by `plan`.
 
     mean and std have one number for each channel, as fed. height and width are None when each image keeps its own.
-    `guesses` are the decisions that neither the caller nor the model made, `facts` those that the model made.
+    `guesses` are the decisions that neither the caller nor the model made, `facts` those that the model made. Maps have
+    the layout of the input, unless they are of an inner tensor with a `map_layout` of its own.
     """
 
     height: int | None
@@ -92,6 +94,7 @@ class Preprocessing:
     resize: str
     guesses: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
+    map_layout: str = ""
 
     def array(self, image: Any) -> Array:
         """An image that `images.fit` gave, uint8 [H,W] or [H,W,3], as the network's input: [1,C,H,W] or [1,H,W,C]."""
@@ -100,15 +103,22 @@ class Preprocessing:
         if self.bgr:
             pixels = pixels[:, :, ::-1]
         values = (pixels * self.scale - self.mean) / self.std
+        values = values if self.dtype.kind not in "iu" else np.rint(values)
         return np.ascontiguousarray(values.transpose(_AXES[self.layout])[None], self.dtype)
 
     def channels_last(self, values: Array) -> Array:
         """A map shaped like the input without its batch axis → [H,W,C] with red first: the way back of `array`.
 
         A map of one channel may have another height and width, and its channel first in either layout (Grad-CAM).
+        Raises DataError for a map that is no picture, which only an inner tensor's can be.
         """
+        if values.ndim != 3:
+            raise DataError(
+                f"the map of one image has the shape {list(values.shape)}, which is no picture. Use 'gbprewrite run', "
+                "or name a tensor of channels, height and width with --input NAME."
+            )
         first = values.shape[0] == 1 != values.shape[2] and self.height != 1
-        values = values.transpose(np.argsort(_AXES["nchw" if first else self.layout]))
+        values = values.transpose(np.argsort(_AXES["nchw" if first else self.map_layout or self.layout]))
         return values[:, :, ::-1] if self.bgr else values
 
     def text(self) -> str:
@@ -142,17 +152,41 @@ def plan(
     """
     options, evidence = options or Options(), evidence or Evidence()
     guesses: list[str] = []
+    evidence = _of_integers(np.dtype(dtype), evidence)
     layout = _layout(name, shape, options.layout, evidence.layout)
     assert shape is not None
     dims = dict(zip(layout, shape, strict=True))
     channels = _channels(name, dims["c"] if _known(dims["c"]) else evidence.channels, guesses)
     height, width = _size(name, dims["h"], dims["w"], options, guesses)
     scale, mean, std, bgr = _values(channels, options, evidence, guesses)
+    _check_integers(name, np.dtype(dtype), scale, mean, std)
     return Preprocessing(
         *(height, width, channels, layout, np.dtype(dtype), scale, mean, std, bgr, _resize(options.resize)),
         guesses=tuple(guesses),
         facts=evidence.facts,
     )
+
+
+def _of_integers(dtype: np.dtype[Any], evidence: Evidence) -> Evidence:
+    """An input of integers takes pixels as they are; signed bytes count them from -128."""
+    if dtype.kind not in "iu":
+        return evidence
+    values = (1.0, 128.0, "-128 to 127") if dtype == np.int8 else (1.0, 0.0, "0 to 255")
+    fact = f"its input holds {dtype} values, so pixels from {values[2]} are fed"
+    return evidence._replace(values=values, facts=(*evidence.facts, fact))
+
+
+def _check_integers(name: str, dtype: np.dtype[Any], scale: float, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise UsageError where pixels would become values that an input of integers can't hold."""
+    if dtype.kind in "iu":
+        ends = [(p * scale - m) / s for p in (0, 255) for m, s in zip(mean, std, strict=True)]
+        limits = np.iinfo(dtype)
+        if min(ends) < limits.min or max(ends) > limits.max or max(ends) - min(ends) < LEAST_SPAN:
+            raise UsageError(
+                f"the input {name!r} holds {dtype} values, {limits.min} to {limits.max}, and pixels would become "
+                f"{min(ends):.3g} to {max(ends):.3g}. The model scales them itself: leave --preset, --scale, --mean "
+                "and --std out."
+            )
 
 
 def _layout(name: str, shape: Sequence[int | str] | None, wanted: str, shown: str | None) -> str:

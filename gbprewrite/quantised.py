@@ -95,7 +95,7 @@ def mark(graph: gs.Graph, given_out: Sequence[Tensor]) -> None:
     outputs = {id(t) for t in given_out}
     ranges = Ranges()
     saturations = [n for n in graph.nodes if n.op in ("QuantizeLinear", "Saturation") and _is_standard(n)]
-    for node in saturations:
+    for node in (n for n in saturations if "bottom" not in n.attrs):
         node.attrs["bottom"] = _bottom(node, outputs, ranges)
     for node in graph.nodes if saturations else []:
         if (node.attrs.get("bottom") == "relu" or node.op in ("Clip", "Relu")) and _is_ramp(node, ranges):

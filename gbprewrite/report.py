@@ -47,6 +47,7 @@ SHAPE: dict[str, Any] = {
     "methods": [str],
     "stepped_over": [str],
     "masks": [str],
+    "inner_inputs": [{"name": str, "inputs": [str], "channel_axis": int | None}],
     "moved": [str],
     "rectifiers": [TREATMENT],
     "activations": [TREATMENT],

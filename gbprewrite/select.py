@@ -7,7 +7,7 @@ from typing import NamedTuple
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from gbprewrite import detections, differentiate, ends, policies, seed
+from gbprewrite import detections, differentiate, ends, policies, seed, starts
 from gbprewrite.axes import Axes
 from gbprewrite.branches import names_inside
 from gbprewrite.class_axis import Counting, counting
@@ -55,7 +55,7 @@ def select(
     Raises UsageError for unknown names, ModelError where nothing can be explained, UnsupportedOperators with every
     node on the way that has no rule.
     """
-    wanted = input_tensors(graph, model, inputs)
+    wanted = starts.input_tensors(graph, model, inputs)
     output = _output(graph, wanted, score)
     inner = not any(output is t for t in graph.outputs)  # named by the user, and meant
     final = final_activation(output)
@@ -64,7 +64,7 @@ def select(
         over = None  # nobody could count in it
     explained = output if over is None else over.score
     _check_score(explained, graph, wanted)
-    notes = _notes(output, final, through_softmax or inner)
+    notes = [*starts.notes(graph, model, wanted, inputs), *_notes(output, final, through_softmax or inner)]
     nodes = differentiate.path(graph, wanted, explained)
     obstacles = differentiate.missing(differentiate.with_branches(nodes, wanted), opset)
     if obstacles:
@@ -89,7 +89,7 @@ def _counting(
     graph: gs.Graph, model: ModelProto, counted: Tensor, final: Final | None, class_axis: int | None
 ) -> Counting:
     """How a tensor is counted: the score, or the output that shows its values behind a final activation."""
-    inputs = real_inputs(graph, model)
+    inputs = starts.real_inputs(graph, model)
     axes = Axes(graph, inputs)
     if final is not None and final.class_axis is not None:
         behind = [] if counted is final.score else [final.activation, *final.behind]
@@ -149,36 +149,6 @@ def aim(
             f"{layer}; to explain a unit of it, add --channel C, --unit C,H,W or --target strongest."
         )
     return wanted, layer if score is None else score
-
-
-def real_inputs(graph: gs.Graph, model: ModelProto) -> list[Tensor]:
-    """Graph inputs that are no weights (the view lists large weights as inputs)."""
-    weights = {t.name for t in model.graph.initializer}
-    return [t for t in graph.inputs if t.name not in weights]
-
-
-def input_tensors(graph: gs.Graph, model: ModelProto, names: Sequence[str] = ()) -> list[Tensor]:
-    """The named inputs, or every float input that is no weight.
-
-    Raises UsageError for an unknown or an integer input, ModelError when the model has no float input.
-    """
-    real = {t.name: t for t in real_inputs(graph, model)}
-    listing = shortlist(f"{t.name} ({t.dtype})" for t in real.values())
-    for name in names:
-        if name not in real:
-            raise UsageError(f"--input {name}: the model has no such input. Its inputs are: {listing}.")
-        if not is_float(real[name]):
-            raise UsageError(
-                f"--input {name}: it holds {real[name].dtype} values, and only floats have a gradient. "
-                f"The inputs are: {listing}."
-            )
-    chosen = [real[n] for n in names] or [t for t in real.values() if is_float(t)]
-    if not chosen:
-        raise ModelError(
-            f"the model has no float input to differentiate, only: {listing}. Integers have no gradient; "
-            "export the model so that it takes the values behind an embedding or a cast as its input."
-        )
-    return chosen
 
 
 def _output(graph: gs.Graph, inputs: Sequence[Tensor], name: str | None) -> Tensor:

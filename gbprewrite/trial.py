@@ -29,6 +29,7 @@ Array = NDArray[Any]
 Feeds = dict[str, Array]
 AGREEMENT = 1e-2  # of the two evaluators' scores, relative; they differ by rounding or one of them is wrong
 SECONDS_A_PASS = 10.0  # of all cores together: another load on the machine changes nothing
+LEVELS = {"uint8": (0, 256), "int8": (-128, 128)}
 BATCH = 2  # where the model takes any
 SIDES = (64, 128, 256)  # tried in turn for the other dimensions of any size: the first that the network takes
 CHANNELS, CHANNEL_AXES = (3, 1), (1, -1)  # tried after that for a dimension that may be the channels
@@ -139,6 +140,8 @@ class Trial:
                 yield shapes
 
     def _random(self, slot: arrays.Slot, shape: Sequence[int]) -> Array:
+        if slot.dtype in (np.uint8, np.int8) and len(shape) > 2:  # an image
+            return self.rng.integers(*LEVELS[slot.dtype.name], shape, slot.dtype)
         if slot.dtype.kind in "iub":  # an index or a switch: zero is the one value that is always there
             return np.zeros(shape, slot.dtype)
         return self.rng.normal(size=shape).astype(slot.dtype)

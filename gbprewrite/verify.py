@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from onnx import ModelProto
 
-from gbprewrite import embedded, graft, modelfile, other_spelling, randomness, report
+from gbprewrite import embedded, graft, inner, modelfile, other_spelling, randomness, report
 from gbprewrite.convert import blaming, convert, load
 from gbprewrite.errors import GbprewriteError, UsageError, first_line
 from gbprewrite.protos import copied
@@ -166,6 +166,9 @@ def _checks(trial: Trial, source: ModelProto | None, quick: bool) -> Iterator[Ch
         for name in ("directional derivatives", *_map_names(trial.record).values()):
             yield _skipped(name, f"{LEFT_OUT}, to be quick; verify without --quick checks it")
         return
+    if trial.record["inner_inputs"]:
+        yield from _inner_maps(trial)
+        return
     trial.told("scores in float64", 0.2)
     double = Double(trial)
     yield from _derivatives(trial, double)
@@ -194,6 +197,27 @@ def _preprocessing(model: ModelProto, record: report.Record, inputs: dict[str, A
         inputs = {**{n: a for n, a in inputs.items() if n != slot.name}, row["input"]: values}
     limit = GREY_LEVELS.get(made.dtype.name, GREY_LEVELS_ELSE)
     return _check("preprocessing", float(levels.max()), limit, note), inputs
+
+
+def _inner_maps(trial: Trial) -> Iterator[Check]:
+    """Maps of inner tensors: against those of a model that takes these tensors as inputs, which is checked itself."""
+    names = [row["name"] for row in trial.record["inner_inputs"]]
+    maps = [m["output"] for m in trial.record["maps"]]
+    source = inner.cut(trial.source, names)
+    if source is None:
+        why = f"{', '.join(names)}: no tensor of the source, so that no model can take it as an input"
+        yield from (_skipped(f"{name} and its derivatives", why) for name in maps)
+        return
+    asked = list(dict.fromkeys(m["input"] for m in trial.record["maps"]))
+    whole = convert(source, **{**trial.record["options"], "inputs": asked})
+    feeds = {**trial.feeds, **Session(inner.shown(trial.model, names), "cpu").run(trial.feeds, names)}
+    both = ((trial.model, trial.feeds), (whole, feeds))
+    ours, theirs = (Session(made, "cpu", optimise=False).run(fed, maps) for made, fed in both)
+    note = f"against the map of a model that takes {', '.join(names)} as input, run on cpu without optimisations"
+    yield from (_check(name, relative_error(ours[name], theirs[name]), _limits(trial).maps, note) for name in maps)
+    for check in verify(whole, source, inputs=feeds, providers=trial.provider).checks:
+        if not check.name.startswith(("original outputs", "backward part")):
+            yield replace(check, note=f"{check.note}; of a model that takes {', '.join(names)} as input")
 
 
 def _verify_maps(

@@ -20,6 +20,7 @@ from gbprewrite.errors import ModelError
 from gbprewrite.forms import HANDED_ON, number_in
 from gbprewrite.idioms import raise_idioms, scalar
 from gbprewrite.inference import infer, types_of
+from gbprewrite.meaning import show_meaning
 from gbprewrite.protos import elements
 from gbprewrite.shapes import constant_of, producer
 from gbprewrite.tensors import SMALL
@@ -50,6 +51,8 @@ def view(model: ModelProto, around: Mapping[str, gs.Tensor] | None = None, rearr
         share(graph, around)
     know_single_numbers(graph, model)
     quantised.split(graph)
+    if around is None:
+        show_meaning(graph, {i.name for i in model.graph.input} - {t.name for t in model.graph.initializer})
     open_branches(skeleton, graph, around or {})
     raise_idioms(graph, (t.name for t in model.graph.initializer))
     quantised.mark(graph, graph.outputs if around is None else [])

@@ -107,7 +107,8 @@ CONVERSION = (
         "inputs",
         metavar="NAME",
         multiple=True,
-        help="An input to differentiate; repeatable. Default: every float input that the score depends on.",
+        help="An input to differentiate, or an inner tensor of floats; repeatable. Default: every float input that the "
+        "score depends on, or the first floats behind an image of integers.",
     ),
     CLASS_AXIS,
     CHANNELS,

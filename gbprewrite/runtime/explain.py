@@ -17,7 +17,7 @@ import numpy.typing as npt
 from onnx import ModelProto
 from PIL import Image
 
-from gbprewrite import embedded, evidence, modelfile, policies, report, seed
+from gbprewrite import embedded, evidence, inner, modelfile, policies, report, seed
 from gbprewrite.class_axis import classes_second, samples_first
 from gbprewrite.companions import reads_layer
 from gbprewrite.errors import DataError, NotFinite, UsageError
@@ -172,7 +172,8 @@ class PhotoExplainer:
         told = evidence.read(model, self.input.name)
         alone = self.explainer.record["unbatched"] and self.input.shape is not None  # takes one image, without a batch
         shape = (1, *(self.input.shape or ())) if alone else self.input.shape
-        return plan(self.input.name, shape, self.input.dtype, said, told)
+        made = plan(self.input.name, shape, self.input.dtype, said, told)
+        return replace(made, map_layout=inner.layout(self.explainer.record))
 
     def _fed(self, image: Image.Image) -> Array:
         """The fitted image as the file takes it."""
@@ -362,6 +363,7 @@ def setting(explainer: PhotoExplainer) -> dict[str, Any]:
         "output": record["output"],
         "score": record["score"],
         **{key: record[key] for key in ("target", "class_axis", "class_axis_reason")},
+        "maps_of": [row["name"] for row in record["inner_inputs"]],
         "cam_layer": report.cam_text(record) if reads_layer(explainer.methods) else [],
         "limits": {m: policies.LIMITS[m] for m in explainer.methods if m in policies.LIMITS},
         "preprocessing": {**asdict(made), "dtype": str(made.dtype), "text": made.text()},
@@ -381,6 +383,7 @@ def setting_text(explainer: PhotoExplainer) -> str:
     lines = [
         f"maps:           {', '.join(facts['methods'])}, explaining {score}, target {facts['target']}",
         f"class axis:     {axis_in_words(facts)}",
+        *(f"maps of:        {name}, an inner tensor" for name in facts["maps_of"]),
         *(f"cam layer:      {line}" for line in facts["cam_layer"]),
         f"runs on:        {facts['provider']}",
         f"preprocessing:  {facts['input']} {facts['preprocessing']['text']}",

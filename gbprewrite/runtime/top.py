@@ -8,7 +8,7 @@ import heapq
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import onnx
 from onnx import ModelProto
 from PIL import Image
 
-from gbprewrite import embedded, evidence, graft, report
+from gbprewrite import embedded, evidence, graft, inner, report
 from gbprewrite.convert import convert, load
 from gbprewrite.errors import DataError, NotFinite, UsageError
 from gbprewrite.preprocessing import Options, plan
@@ -133,7 +133,7 @@ class TopImages:
         self._check_channels(seed.shape or ())
         told = evidence.read(source, self._input.name)
         taken = self._input.name, self._input.shape, self._input.dtype
-        self.preprocessing = own or plan(*taken, preprocessing, told)
+        self.preprocessing = own or replace(plan(*taken, preprocessing, told), map_layout=inner.layout(record))
         self._best: dict[int, list[tuple[float, int, Winner]]] = {c: [] for c in self.channels}
 
     def _check_channels(self, shape: Sequence[int | str]) -> None:
