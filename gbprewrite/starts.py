@@ -42,8 +42,7 @@ def input_tensors(
         found += _named(real[name], listing) if name in real else [_inner(graph, name, real.values(), listing)]
     if not names:
         found = [t for t in real.values() if is_float(t)]
-        images = [t for t in real.values() if is_quantised(t) or len(t.shape or ()) >= IMAGE_RANK]
-        found = found or [t for image in images for t in behind(image)]
+        found = found or [t for x in real.values() if _may_be_image(x) for t in behind(x)]
     if not found and not optional:
         raise ModelError(
             f"the model has no float input to differentiate, only: {listing}. Integers have no gradient. Name the "
@@ -54,13 +53,21 @@ def input_tensors(
 
 
 def _named(x: Tensor, listing: str) -> list[Tensor]:
-    found = [x] if is_float(x) else list(behind(x))
-    if not found:
+    if is_float(x):
+        return [x]
+    found = list(behind(x))
+    if not found or not _may_be_image(x):
+        named = [f"--input {t.name}" for t in found or behind(x, by_index=True)]
+        way = f"the first floats behind them have one: {shortlist(named)}. " if named else ""
         raise UsageError(
-            f"--input {x.name}: it holds {x.dtype} values, and only floats have a gradient; no cast makes floats of "
-            f"them. The inputs are: {listing}; --input also takes an inner tensor."
+            f"--input {x.name}: it holds {x.dtype} values, and only floats have a gradient; {way}The inputs are: "
+            f"{listing}."
         )
     return found
+
+
+def _may_be_image(x: Tensor) -> bool:
+    return is_quantised(x) or len(x.shape or ()) >= IMAGE_RANK
 
 
 def notes(graph: gs.Graph, model: ModelProto, chosen: Sequence[Tensor], names: Sequence[str]) -> list[str]:
