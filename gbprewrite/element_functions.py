@@ -1,6 +1,7 @@
 """What each operator that works element by element does to functions in pieces. Source: https://onnx.ai/onnx/operators/."""
 
 import math
+import operator
 from collections.abc import Callable
 from functools import reduce
 from typing import TypeAlias
@@ -9,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from gbprewrite import piecewise
-from gbprewrite.piecewise import Pieces, Unknown, constant
+from gbprewrite.piecewise import Part, Pieces, Unknown, constant
 from gbprewrite.tensors import is_float, numpy_dtype
 
 Function: TypeAlias = Callable[..., Pieces]
@@ -42,12 +43,12 @@ def _quotient(node: gs.Node, a: Pieces, b: Pieces) -> Pieces:
     if not number or not is_float(node.outputs[0]):
         raise Unknown
     return piecewise.combined(
-        lambda parts: {name: tuple(c / number for c in polynomial) for name, polynomial in parts[0].items()}, a
+        lambda parts: Part({name: tuple(c / number for c in p) for name, p in parts[0].items()}), a
     )
 
 
 def _leaky(node: gs.Node, x: Pieces, slope: Pieces) -> Pieces:
-    return piecewise.chosen(piecewise.tested(x, lambda sign: sign > 0), x, piecewise.multiplied(x, slope))
+    return piecewise.chosen(piecewise.tested(x, piecewise.is_positive), x, piecewise.multiplied(x, slope))
 
 
 def _elu(node: gs.Node, x: Pieces) -> Pieces:
@@ -96,12 +97,12 @@ ELEMENTWISE: dict[str, Function] = {
     "Elu": _elu,
     "Clip": _clip,
     "Where": lambda node, condition, a, b: piecewise.chosen(condition, a, b),
-    "Greater": _comparison(lambda sign: sign > 0),
+    "Greater": _comparison(piecewise.is_positive),
     "GreaterOrEqual": _comparison(lambda sign: sign >= 0),
     "Less": _comparison(lambda sign: sign < 0),
     "LessOrEqual": _comparison(lambda sign: sign <= 0),
     "Equal": _comparison(lambda sign: sign == 0),
-    "Not": lambda node, x: piecewise.tested(x, lambda sign: sign == 0),
+    "Not": lambda node, x: piecewise.tested(x, operator.not_),
     "And": lambda node, a, b: piecewise.tested(piecewise.multiplied(a, b), bool),
     "Or": lambda node, a, b: piecewise.tested(piecewise.added(a, b), bool),
     "Xor": lambda node, a, b: piecewise.tested(piecewise.added(a, piecewise.negated(b)), bool),

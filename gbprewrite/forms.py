@@ -16,7 +16,8 @@ from gbprewrite.piecewise import IDENTITY, Pieces, Unknown, constant
 from gbprewrite.shapes import constant_of, producer, same_shape
 from gbprewrite.tensors import Tensor, is_float
 
-MOST_BASES = 6
+MOST_BASES = 5
+MOST_FORMS = 50_000  # for one graph, some seconds; beyond them the nearest base alone is followed
 HANDED_ON = (
     *("Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile", "Slice"),
     *("Gather", "Cast", "CastLike", "Split"),
@@ -33,6 +34,7 @@ class Forms:
         self._tensors: dict[int, Tensor] = {}
         self._numbers: dict[int, float | None] = {}
         self._weights: set[int] = set()
+        self._left = MOST_FORMS
         self._alive: list[Tensor] = []  # so that no tensor gets the id() of one that a raised node has dropped
 
     def of(self, t: Tensor) -> list[tuple[Tensor, Pieces]]:
@@ -115,13 +117,14 @@ class Forms:
         if not varying:
             return self._evaluated(node, rule, known)
         found: dict[int, Pieces] = {}
-        for key in self._common(varying):
+        for key in self._common(varying)[: None if self._left > 0 else 1]:
             base = self._tensors[key]
             if not sized and not self._has_shape(node, base, operands, known):
                 continue
             given = [self._forms(t)[key] if t.name and k is None else k for t, k in zip(operands, known, strict=True)]
             while given[-1] is None:  # an optional input that is left out
                 given.pop()
+            self._left -= 1
             try:
                 pieces = rule(node, *given)
             except (Unknown, OverflowError, TypeError):

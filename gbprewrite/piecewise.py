@@ -7,15 +7,23 @@ x - min(x, 0) and (x + |x|) / 2 all are 0 below 0, and x above.
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 ONE: Hashable = "1"
 EXP: Hashable = "exp(x)"
 MOST_BREAKS, MOST_SYMBOLS, HIGHEST_POWER = 8, 3, 2
 Polynomial: TypeAlias = tuple[float, ...]  # the constant first, no zeros at the end
-Part: TypeAlias = Mapping[
-    Hashable, Polynomial
-]  # Σ symbol · polynomial; symbols are not zero, nor functions of x but EXP
+REMEMBERED = 4096  # results: a network repeats the same few functions in each of its layers
+
+
+class Part(dict[Hashable, Polynomial]):
+    """Σ symbol · polynomial; of the symbols EXP alone depends on x. Never changed, so that it can be looked up."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
 Split: TypeAlias = Callable[[Sequence[Part]], Part]
 
 
@@ -49,6 +57,7 @@ def number_of(part: Part) -> float | None:
     return None if set(part) - {ONE} or len(polynomial) > 1 else (*polynomial, 0.0)[0]
 
 
+@lru_cache(REMEMBERED)
 def constant(value: float) -> Pieces:
     """The same number everywhere."""
     return Pieces((_part({ONE: (value,)}),))
@@ -56,15 +65,15 @@ def constant(value: float) -> Pieces:
 
 def symbol(name: Hashable) -> Pieces:
     """A value that is not known, the same for all x."""
-    return Pieces(({name: (1.0,)},))
+    return Pieces((Part({name: (1.0,)}),))
 
 
-IDENTITY = Pieces(({ONE: (0.0, 1.0)},))
+IDENTITY = Pieces((Part({ONE: (0.0, 1.0)}),))
 
 
 def _part(terms: Mapping[Hashable, Iterable[float]]) -> Part:
     """Without zeros, which an empty part stands for. Raises Unknown where it grows too large, or is no number."""
-    made: dict[Hashable, Polynomial] = {}
+    made = Part()
     for name, terms_of_one in terms.items():
         polynomial = list(terms_of_one)
         while polynomial and polynomial[-1] == 0:
@@ -125,12 +134,15 @@ def _simplified(parts: Sequence[Part], breaks: Sequence[float]) -> Pieces:
 
 def combined(split: Split, *functions: Pieces) -> Pieces:
     """The function whose parts `split` makes of theirs. Raises Unknown."""
+    if not any(f.breaks for f in functions):
+        return Pieces((split([f.parts[0] for f in functions]),))
     breaks = {x for f in functions for x in f.breaks}
     cut = [_refined(f, breaks) for f in functions]
     parts = [split(own) for own in zip(*(f.parts for f in cut), strict=True)]
     return _simplified(parts, sorted(breaks))
 
 
+@lru_cache(REMEMBERED)
 def added(f: Pieces, g: Pieces) -> Pieces:
     """f + g"""
 
@@ -146,6 +158,7 @@ def _sum(a: Polynomial, b: Polynomial) -> Polynomial:
     return tuple((a[i] if i < len(a) else 0.0) + (b[i] if i < len(b) else 0.0) for i in range(width))
 
 
+@lru_cache(REMEMBERED)
 def multiplied(f: Pieces, g: Pieces) -> Pieces:
     """f · g, of which one has no symbols in each of its parts."""
 
@@ -166,11 +179,13 @@ def _product(a: Polynomial, b: Polynomial) -> Polynomial:
     return tuple(made) if a and b else ()
 
 
+@lru_cache(REMEMBERED)
 def negated(f: Pieces) -> Pieces:
     """-f"""
     return multiplied(f, constant(-1.0))
 
 
+@lru_cache(REMEMBERED)
 def signs(f: Pieces) -> Pieces:
     """-1, 0 or 1 as f is below, at or above zero, where f has no symbols."""
     roots = [x for i, part in enumerate(f.parts) if i % 2 == 0 for x in _roots(part)]
@@ -207,6 +222,7 @@ def _inside(breaks: Sequence[float], i: int) -> float:
     return low + (high - low) / 2
 
 
+@lru_cache(REMEMBERED)
 def tested(f: Pieces, holds: Callable[[float], bool]) -> Pieces:
     """1 where the sign of f passes a test, else 0."""
     return combined(lambda parts: _part({ONE: (float(holds(_known(parts[0]))),)}), signs(f))
@@ -219,26 +235,36 @@ def _known(part: Part) -> float:
     return value
 
 
+def is_positive(sign: float) -> bool:
+    """The test of x > 0."""
+    return sign > 0
+
+
+@lru_cache(REMEMBERED)
 def chosen(condition: Pieces, f: Pieces, g: Pieces) -> Pieces:
     """f where the condition is not 0, else g."""
     return combined(lambda parts: parts[1] if _known(parts[0]) else parts[2], condition, f, g)
 
 
+@lru_cache(REMEMBERED)
 def largest(f: Pieces, g: Pieces) -> Pieces:
     """max(f, g)"""
-    return chosen(tested(added(f, negated(g)), lambda sign: sign > 0), f, g)
+    return chosen(tested(added(f, negated(g)), is_positive), f, g)
 
 
+@lru_cache(REMEMBERED)
 def smallest(f: Pieces, g: Pieces) -> Pieces:
     """min(f, g)"""
     return negated(largest(negated(f), negated(g)))
 
 
+@lru_cache(REMEMBERED)
 def magnitude(f: Pieces) -> Pieces:
     """|f|"""
     return multiplied(f, signs(f))
 
 
+@lru_cache(REMEMBERED)
 def root(f: Pieces) -> Pieces:
     """√f, of squares of c · x and of constants."""
 
@@ -251,17 +277,19 @@ def root(f: Pieces) -> Pieces:
     return magnitude(combined(split, f))
 
 
+@lru_cache(REMEMBERED)
 def rounded(f: Pieces, to: Callable[[float], float]) -> Pieces:
     """A function of constants: ceil, floor, round, and what a Cast to integers does."""
     return combined(lambda parts: _part({ONE: (float(to(_known(parts[0]))),)}), f)
 
 
+@lru_cache(REMEMBERED)
 def exponential(f: Pieces) -> Pieces:
     """exp f, where f is x or a constant."""
 
     def split(parts: Sequence[Part]) -> Part:
         if parts[0] == IDENTITY.parts[0]:
-            return {EXP: (1.0,)}
+            return Part({EXP: (1.0,)})
         return _part({ONE: (_exp(_known(parts[0])),)})
 
     return combined(split, f)
