@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from gbprewrite import attributes, expansion, notation, ordering, propagation
-from gbprewrite.branches import hoist_weights, settle_branches
+from gbprewrite.branches import hoist_weights, reads, settle_branches
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.functions import expand_functions
 from gbprewrite.fused import take_apart
@@ -28,6 +28,7 @@ from gbprewrite.protos import elements, graphs
 from gbprewrite.resizes import settle_resizes
 from gbprewrite.tensors import read_type
 
+POOLS = ("AveragePool", "LpPool", "MaxPool")
 LOWEST, HIGHEST = 6, onnx.defs.onnx_opset_version()
 TARGET = 18  # everything the backward pass is written in exists, and every operator of it has a CUDA kernel
 
@@ -149,11 +150,17 @@ def _settle_ceil_mode(model: ModelProto) -> None:
     Such a window does not count, says the standard; shape inference, onnxruntime's too, counts it (onnx 1.23), and
     memory is then planned for shapes that are wrong. Sizes that are fixed say how much padding means the same.
     """
-    pools = [n for n in model.graph.node if n.op_type in ("MaxPool", "AveragePool", "LpPool")]
-    while any(_settle(model, pool, types_of(infer(model))) for pool in pools if _attribute(pool, "ceil_mode", 0)):
-        # A wrong size went on to the nodes behind it.
-        for values in (model.graph.value_info, model.graph.output):
-            for value in values:
+    while any(node.op_type in POOLS and _attribute(node, "ceil_mode", 0) for node in model.graph.node):
+        types = types_of(infer(model))
+        wrong: set[str] = set()  # values of which inference said what will not be
+        for node in list(model.graph.node):
+            rounds_up = node.op_type in POOLS and _attribute(node, "ceil_mode", 0)
+            if wrong.intersection(reads(node)) or (rounds_up and _settle(model, node, types)):
+                wrong.update(node.output)
+        if not wrong:
+            return
+        for value in [*model.graph.value_info, *model.graph.output]:
+            if value.name in wrong and value.type.HasField("tensor_type"):
                 value.type.tensor_type.ClearField("shape")
 
 

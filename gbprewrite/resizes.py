@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
+from gbprewrite.branches import reads
 from gbprewrite.inference import infer, types_of
 from gbprewrite.protos import put_nodes
 from gbprewrite.tensors import read_type
@@ -41,8 +42,9 @@ def settle_resizes(model: ModelProto) -> None:
         nodes: list[NodeProto] = []
         wrong: set[str] = set()  # values of which inference said what will not be
         for node in model.graph.node:
-            made = None if wrong.intersection(node.input) else _settled(model, node, types, known)
-            if made is not None or wrong.intersection(node.input):
+            behind = bool(wrong.intersection(reads(node)))
+            made = None if behind else _settled(model, node, types, known)
+            if made is not None or behind:
                 wrong.update(node.output)
             nodes += made or [node]
         if not wrong:

@@ -321,7 +321,7 @@ def test_downgrade_to_where_cuda_has_kernels() -> None:
 
 def test_a_branch_with_a_constant_condition_is_taken() -> None:
     """A condition that depends on a rank alone, and a branch in a branch that uses the same inner names."""
-    text = """g (float[N, 3] x) => (float[N, 3] y) {
+    text = """g (float[N, 3] x, float[N, 3] k) => (float[N, 3] y) {
         s = Shape (x) r = Size (s) c = Equal (r, two) n = Not (c)
         z = If (c) <
             then_branch = t () => (float[N, 3] a) {
@@ -330,15 +330,15 @@ def test_a_branch_with_a_constant_condition_is_taken() -> None:
                             else_branch = w () => (float[N, 3] e) { b = Relu (b) e = Identity (b) }>
             },
             else_branch = f () => (float[N, 3] b) { b = Exp (x) }>
-        y = Add (x, z) }"""
+        y = Add (k, z) }"""
     source = model(text.replace("b = Relu (b) e = Identity (b)", "q = Relu (b) e = Identity (q)"), two=np.array(2))
-    built = gbprewrite.convert(source, ("gradient", "guided"), "seed")
+    built = gbprewrite.convert(source, ("gradient", "guided"), "seed", inputs=["x"])
     assert not any(n.op_type == "If" for n in built.graph.node)
     x, seed = np.float32([[1, -1, -2]]), np.float32([[1, 1, -1]])
-    found = run(built, x=x, seed=seed)
-    np.testing.assert_array_equal(found["y"], run(source, x=x)["y"])
-    np.testing.assert_array_equal(found["x_gradient"], [[1, 0, 0]])  # y = x + relu(-x)
-    np.testing.assert_array_equal(found["x_guided"], [[1, 0, -1]])
+    found = run(built, x=x, k=2 * x, seed=seed)
+    np.testing.assert_array_equal(found["y"], run(source, x=x, k=2 * x)["y"])
+    np.testing.assert_array_equal(found["x_gradient"], [[0, -1, 1]])  # y = k + relu(-x)
+    np.testing.assert_array_equal(found["x_guided"], [[0, -1, 0]])
 
 
 def test_a_default_that_may_be_overridden_decides_no_branch() -> None:
