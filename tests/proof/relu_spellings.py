@@ -16,6 +16,13 @@ from torch.nn import functional
 CHANNELS = 4
 
 
+def by_index_from_zeros(x: Any) -> Any:
+    """Zeros, into which the positive values are written."""
+    y = torch.zeros_like(x)
+    y[x > 0] = x[x > 0]
+    return y
+
+
 def by_index(x: Any) -> Any:
     """Negative values set to zero in place."""
     y = x.clone()
@@ -47,6 +54,10 @@ SPELLINGS: dict[str, Any] = {
     "masked_fill(x < 0)": lambda x: x.masked_fill(x < 0, 0),
     "masked_fill(~(x > 0))": lambda x: x.masked_fill(~(x > 0), 0.0),
     "x[x < 0] = 0": by_index,
+    "zeros[x > 0] = x[x > 0]": by_index_from_zeros,
+    "where(isnan | x < 0, 0, x)": lambda x: torch.where(x.isnan() | (x < 0), 0.0, x),
+    "lerp(zeros, x, x > 0)": lambda x: torch.lerp(torch.zeros_like(x), x, (x > 0).float()),
+    "x - x * (x < 0)": lambda x: x - x * (x < 0),
     "threshold": lambda x: functional.threshold(x, 0, 0),
     "nn.Threshold": nn.Threshold(0, 0),
     "x * (x > 0)": lambda x: x * (x > 0),
