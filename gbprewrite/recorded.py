@@ -79,9 +79,13 @@ def _axes(record: Record, target: Target, model: ModelProto) -> Iterator[str]:
     ranks = dict(_ranks(model))
     alike = ranks.get(record["output"], MOST_AXES) if not record["moved"] else MOST_AXES  # a Softmax keeps the axes
     for name in ("class_axis", "batch_axis"):
-        axis, rank = record[name], ranks.get(record["score"], alike)
+        counted = record["output" if record["moved"] else "score"]
+        axis, rank = record[name], ranks.get(counted, alike)
         if axis is not None and not -rank <= axis < rank:
             yield f"its {name.replace('_', ' ')} is {axis}, and the score {record['score']!r} has no such axis"
+    made_here = {name for node in model.graph.node for name in node.output}
+    if not record["options"].get("maps_only") and not made_here.issuperset(record["moved"]):
+        yield "it says that the score is moved to where no node moves it"
     for row in record["maps"]:
         x, made = ranks.get(row["input"]), ranks.get(row["output"])
         if row["form"] == "raw" and x is not None and made is not None and made != x + target.many:

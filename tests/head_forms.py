@@ -208,6 +208,7 @@ FORMS = {
         f"{LOGITS} s = Softmax (z) c = Cast <to = 1> (s) d = Dropout (c) y = Identity (d)", "N, 5", 1, spread=MEAN
     ),
     "a row more": Form(f"{LOGITS} y = Unsqueeze (z, second)", "N, 1, 5", 2, spread=MEAN),
+    "Softmax, an axis more": Form(f"{LOGITS} s = Softmax (z) y = Unsqueeze (s, second)", "N, 1, 5", 2, spread=MEAN),
     "a column more": Form(f"{LOGITS} y = Unsqueeze (z, third)", "N, 5, 1", 1, spread=MEAN),
     "squeezed by TensorFlow": Form(
         f"{TO_NCHW} p = GlobalAveragePool (z) t2 = {LAST} (p) y = Squeeze (t2, rows_and_columns)",

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import gbprewrite
@@ -214,3 +215,27 @@ def test_rows_of_one_sample_are_positions() -> None:
     record = report.read_record(gbprewrite.convert(built(ROWS, "24, 5", f"1, {K}, {H}, {W}"), "gradient"))
     assert record is not None
     assert (record["class_axis"], record["batch_axis"]) == (1, None)
+
+
+@pytest.mark.parametrize("name", ["Softmax, an axis more", "Softmax, squeezed", "Transpose, Softmax, Transpose"])
+def test_a_converted_file_is_read_again(name: str) -> None:
+    """With the shapes of inner values declared, as exporters do: the axes count in the shape of the output."""
+    converted = gbprewrite.convert(onnx.shape_inference.infer_shapes(of(FORMS[name])), "gradient", 3)
+    assert gbprewrite.Explainer(converted, providers="cpu").record["class_axis"] == FORMS[name].classes
+    assert gbprewrite.verify(converted, providers="cpu").ok
+
+
+def test_a_record_that_moves_the_score_nowhere_is_refused() -> None:
+    converted = gbprewrite.convert(of(FORMS["Softmax, squeezed"]), "gradient")
+    record = report.read_record(converted)
+    assert record is not None
+    report.write_record(converted, {**record, "moved": ["nowhere"]})
+    with pytest.raises(gbprewrite.ModelError, match="moved to where no node moves it"):
+        gbprewrite.Explainer(converted, providers="cpu")
+
+
+def test_maps_alone_of_a_moved_score() -> None:
+    converted = gbprewrite.convert(of(FORMS["Softmax, squeezed"]), "gradient", 3, maps_only=True)
+    x = normal(1, K, H, W)
+    whole = run(gbprewrite.convert(of(FORMS["Softmax, squeezed"]), "gradient", 3), x=x)
+    np.testing.assert_array_equal(gbprewrite.Explainer(converted, providers="cpu")(x).map(), whole["x_gradient"])
