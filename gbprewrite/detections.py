@@ -86,6 +86,12 @@ def find(graph: gs.Graph, inputs: Sequence[Tensor], chosen: "Selection", target:
         )
     said = _summed(chosen, target, is_output) if head is None else []
     said += [] if head is None else notes(head, target, channels, int(score.shape[head.axis]), chosen.class_axis)
+    beside_it = four_beside(graph.outputs, score) if head is None else None
+    if beside_it is not None:
+        said.append(
+            f"{score.name!r} has four values for each position of {beside_it.name!r}, as boxes have: a coordinate may be "
+            f"explained. Class scores are likely --score {beside_it.name}"
+        )
     labels, one = _labels(graph) if by else None, _one_class(graph, score)
     return Found(head, _boxes(graph, inputs, chosen, head), by, labels, one, said)
 
@@ -197,7 +203,8 @@ def _explained(head: Head, target: Target, channels: str | None, length: int, cl
 
 def advice(graph: gs.Graph, outputs: Sequence[Tensor]) -> str:
     """Which of several outputs holds class scores, and how they are explained; empty where nothing tells."""
-    scored = {t.name: (t, made) for t in outputs if (made := _made_by(t)) is not None}
+    able = [t for t in outputs if four_beside(outputs, t) is None]  # boxes may be behind a Sigmoid too, as DETR's are
+    scored = {t.name: (t, made) for t in able if (made := _made_by(t)) is not None}
     if len(scored) != 1:
         return _beside_boxes(outputs) if not scored else ""
     (score, made), *_ = scored.values()
@@ -220,17 +227,24 @@ def _made_by(output: Tensor) -> gs.Node | None:
 
 def _beside_boxes(outputs: Sequence[Tensor]) -> str:
     """Class scores without an activation: the one output whose shape is that of boxes but for its last axis."""
-    able = [t for t in outputs if t.shape is not None and len(t.shape) > 2]
-    boxes = [t for t in able if t.shape[-1] == 4]
-    beside = [
-        t for t in able if len(boxes) == 1 and t is not boxes[0] and list(t.shape[:-1]) == list(boxes[0].shape[:-1])
-    ]
-    if len(beside) != 1:
+    boxes = [(t, other) for t in outputs if (other := four_beside(outputs, t)) is not None]
+    if len(boxes) != 1:
         return ""
+    ((four, score),) = boxes
     return (
-        f" {boxes[0].name} has four values for each position of {beside[0].name}, as boxes have: the class scores are "
-        f"likely --score {beside[0].name}{_strongest(beside[0])}."
+        f" {four.name} has four values for each position of {score.name}, as boxes have: the class scores are likely "
+        f"--score {score.name}{_strongest(score)}."
     )
+
+
+def four_beside(outputs: Sequence[Tensor], t: Tensor) -> Tensor | None:
+    """The one output that has other than four values at each position where a tensor has four, as boxes have."""
+    made = _made_by(t)
+    if t.shape is None or len(t.shape) < 3 or t.shape[-1] != 4 or (made is not None and "Softmax" in made.op):
+        return None
+    places = list(t.shape[:-1])
+    alike = [o for o in outputs if o.shape is not None and list(o.shape[:-1]) == places and o.shape[-1] != 4]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _strongest(score: Tensor) -> str:
