@@ -89,8 +89,8 @@ def find(graph: gs.Graph, inputs: Sequence[Tensor], chosen: "Selection", target:
     beside_it = four_beside(graph.outputs, score) if head is None else None
     if beside_it is not None:
         said.append(
-            f"{score.name!r} has four values for each position of {beside_it.name!r}, as boxes have: a coordinate may be "
-            f"explained. Class scores are likely --score {beside_it.name}"
+            f"{score.name!r} has four values for each position of {beside_it.name!r}, as boxes have: a coordinate may "
+            f"be explained. Class scores are likely --score {beside_it.name}"
         )
     labels, one = _labels(graph) if by else None, _one_class(graph, score)
     return Found(head, _boxes(graph, inputs, chosen, head), by, labels, one, said)

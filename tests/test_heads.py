@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite import heads, report, select
+from gbprewrite import heads, report, starts
 from gbprewrite.errors import UsageError
 from gbprewrite.normalise import normalise
 from gbprewrite.view import view
@@ -31,7 +31,7 @@ def found(source: onnx.ModelProto) -> heads.Head | None:
     made = normalise(source)
     graph = view(made)
     score = graph.outputs[0]
-    return heads.recognise(score, heads.dependent(graph, select.real_inputs(graph, made), score))
+    return heads.recognise(score, heads.dependent(graph, starts.real_inputs(graph, made), score))
 
 
 @pytest.mark.parametrize("name", HEADS)
