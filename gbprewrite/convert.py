@@ -11,6 +11,7 @@ from onnx import ModelProto
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from gbprewrite import (
+    attributes,
     companions,
     detections,
     differentiate,
@@ -351,6 +352,7 @@ def load(model: str | os.PathLike[str] | ModelProto, replace: bool | None = Fals
     else:
         source = modelfile.load(model)
     soundness.check_weights(source)
+    attributes.check(source)  # before any runtime reads them
     record = report.read_record(source)
     if record is None or replace is None:
         return source

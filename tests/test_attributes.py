@@ -1,16 +1,20 @@
 """Attributes outside their domain are refused by name, before anything else reads them; all others pass."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import helper
+from PIL import Image
 
 import gbprewrite
 from gbprewrite import attributes
+from gbprewrite.cli import main
 from tests.cases import CASES, Case
-from tests.small import model, normal
+from tests.small import cnn, model, normal
 from tests.test_operators import build
 
 IMAGE, ROW = "float[2, 4, 6, 6] x", "float[3, 4] x"
@@ -81,6 +85,20 @@ def test_inside_branches_and_functions(place: str) -> None:
     }
     with pytest.raises(gbprewrite.ModelError, match="Transpose node 'p': its attribute 'perm'"):
         gbprewrite.convert(onnx.parser.parse_model(texts[place]), "gradient", "seed")
+
+
+@pytest.mark.parametrize("command", ["run", "verify", "explain"])
+def test_a_converted_file_is_not_handed_to_the_runtime_either(tmp_path: Path, command: str) -> None:
+    """onnxruntime 1.32 aborts the process while it loads such a Split."""
+    converted = gbprewrite.convert(cnn())
+    converted.graph.node.append(helper.make_node("Split", ["logits"], ["p", "q"], "bad", axis=1, num_outputs=1))
+    onnx.save(converted, tmp_path / "c.onnx")
+    np.save(tmp_path / "x.npy", normal(2, 3, 12, 12))
+    Image.new("RGB", (12, 12)).save(tmp_path / "photo.png")
+    more = {"run": ["--input", str(tmp_path / "x.npy")], "verify": [], "explain": [str(tmp_path / "photo.png")]}
+    result = CliRunner().invoke(main, [command, str(tmp_path / "c.onnx"), *more[command]])
+    assert result.exit_code == 1
+    assert "Split node 'bad': its attribute 'num_outputs' is 1" in result.output
 
 
 OUTSIDE: dict[type, list[Any]] = {int: [-2, 2**40], list: [[-1, 1], [2**40, 1], [1, 1]], str: ["nonsense"]}
