@@ -12,17 +12,20 @@ import onnx_graphsurgeon as gs
 from gbprewrite import differentiate, policies, select
 from gbprewrite.errors import ModelError, NoFeatureLayer, UsageError
 from gbprewrite.explained import Explained
+from gbprewrite.quantised import meaning_of, only_in_view
 from gbprewrite.select import Selection
-from gbprewrite.tensors import Tensor, is_float
+from gbprewrite.tensors import Tensor, is_float, is_quantised
 
 WINDOWED = (
     *("BatchNormalization", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "DepthToSpace", "GroupNormalization"),
     *("InstanceNormalization", "LRN", "QLinearConv", "SpaceToDepth", *policies.POOLS),
+    *("QLinearAveragePool", "QLinearGlobalAveragePool"),
 )
 # Axis by axis, output and inputs of equal rank are the same thing.
 ALIGNED = (
     *("Abs", "Add", "Cast", "Concat", "DequantizeLinear", "Div", "Dropout", "Erf", "Exp", "Identity", "Max", "Mean"),
     *("Min", "Mul", "Neg", "Pad", "Pow", "QuantizeLinear", "Resize", "Saturation", "Slice", "Split", "Sqrt", "Sub"),
+    *("QLinearAdd", "QLinearConcat", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid"),
     *("Sum", "Upsample", "Where", *policies.ACTIVATIONS, *policies.RECTIFIERS),
 )
 
@@ -32,13 +35,15 @@ MOST_BESIDE = 8  # branches that are named
 class FeatureLayer(NamedTuple):
     """A tensor of feature maps between an input and the score, and the axis of the channels of both.
 
-    `beside` names the last feature maps of branches that reach the score without this layer: its map misses these.
+    `beside` names the last feature maps of branches that reach the score without this layer: its map misses these. Of
+    levels that QLinear operators read, `step` is their scale and zero point.
     """
 
     tensor: Tensor
     channel_axis: int
     input_axis: int
     beside: tuple[str, ...] = ()
+    step: list[Tensor] | None = None
 
     @property
     def spatial_axes(self) -> list[int]:
@@ -86,7 +91,8 @@ def _layer_of(
             "another rank. Choose an input with --input NAME, or a layer with --cam-layer NAME."
         )
     beside = tuple(t.name for t in _beside(parts.nodes(nodes), x, found, chosen.score, axes))
-    return FeatureLayer(found, axes.get(id(found), 1), axes.get(id(x), 1), beside)
+    step = None if is_float(found) else _step(found)
+    return FeatureLayer(found, axes.get(id(found), 1), axes.get(id(x), 1), beside, step)
 
 
 def _beside(
@@ -146,7 +152,13 @@ def _named(graph: gs.Graph, chosen: Selection, name: str) -> Tensor:
 
 
 def _is_spatial(tensor: Tensor) -> bool:
-    return is_float(tensor) and tensor.shape is not None and len(tensor.shape) > 2
+    """Whether a tensor that the file has holds numbers, or levels between QLinear operators, for positions."""
+    numbers = not only_in_view(tensor) if is_float(tensor) else _step(tensor) is not None
+    return numbers and tensor.shape is not None and len(tensor.shape) > 2
+
+
+def _step(levels: Tensor) -> list[Tensor] | None:
+    return meaning_of(levels, ("Saturation",)) if is_quantised(levels) else None
 
 
 def known_axes(nodes: Sequence[gs.Node]) -> dict[int, int]:

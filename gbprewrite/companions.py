@@ -122,7 +122,8 @@ def _coarse(work: Work) -> dict[int, list[Tensor]]:
     for (key, layer), cotangents in zip(layers.items(), found, strict=True):
         space, channels = (np.array(axes, np.int64) for axes in (layer.spatial_axes, [layer.channel_axis]))
         weights = [op.ReduceMean(da, space, keepdims=1) for da in cotangents]
-        made[key] = [op.Relu(op.ReduceSum(op.Mul(layer.tensor, w), channels, keepdims=0)) for w in weights]
+        a = layer.tensor if layer.step is None else op.DequantizeLinear(layer.tensor, *layer.step)
+        made[key] = [op.Relu(op.ReduceSum(op.Mul(a, w), channels, keepdims=0)) for w in weights]
     return made
 
 

@@ -13,6 +13,7 @@ from gbprewrite.ends import ends
 from gbprewrite.graft import restore
 from gbprewrite.input_shapes import Shapes, fix
 from gbprewrite.normalise import normalise
+from gbprewrite.quantised import only_in_view
 from gbprewrite.symbols import UNKNOWN
 from gbprewrite.tensors import Tensor, is_float
 from gbprewrite.view import view
@@ -85,7 +86,13 @@ def _tensors(
     for node in way:
         for tensor in node.outputs:
             needed = id(tensor) in wanted or any(id(c) in nodes for c in tensor.outputs)
-            if needed and is_float(tensor) and tensor.shape is not None and len(tensor.shape) >= 2:
+            if (
+                needed
+                and is_float(tensor)
+                and not only_in_view(tensor)
+                and tensor.shape is not None
+                and len(tensor.shape) >= 2
+            ):
                 yield node, tensor
 
 

@@ -240,12 +240,28 @@ def is_weight(tensor: Tensor) -> bool:
 
 def scale_of(levels: Tensor) -> Tensor | None:
     """The scale of quantised numbers, a scalar, where their own graph tells it."""
+    meaning = meaning_of(levels)
+    return None if meaning is None else meaning[0]
+
+
+def only_in_view(tensor: Tensor) -> bool:
+    """Whether a value is the number that a QLinear operator quantises, which the file never holds."""
+    return any(n.op in QLINEAR for n in tensor.inputs) and any(n.op == "Saturation" for n in tensor.outputs)
+
+
+def shown(tensor: Tensor) -> Tensor:
+    """What the file has of a value: the levels that it is quantised to, or itself."""
+    return next(n.outputs[0] for n in tensor.outputs if n.op == "Saturation") if only_in_view(tensor) else tensor
+
+
+def meaning_of(levels: Tensor, made_by: Sequence[str] = ("QuantizeLinear", "Saturation")) -> list[Tensor] | None:
+    """The scale, a scalar, and the zero point (if any) of quantised numbers, where their own graph tells them."""
     while (node := producer(levels)) is not None and node.op in CARRIERS:
         levels = node.inputs[1 if node.op == "Where" else 0]
-    if node is None or node.op not in ("QuantizeLinear", "Saturation"):
+    if node is None or node.op not in made_by:
         return None
-    scale: Tensor = node.attrs["scale"] if node.op == "Saturation" else node.inputs[1]
-    return scale if scale.shape in ([], [1], (), (1,)) else None
+    told = [node.attrs["scale"], node.attrs["zero"]] if node.op == "Saturation" else list(node.inputs[1:])
+    return [t for t in told if t.name] if told[0].shape in ([], [1], (), (1,)) else None
 
 
 def _is_ramp(node: gs.Node, ranges: Ranges) -> bool:

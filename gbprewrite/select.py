@@ -15,6 +15,7 @@ from gbprewrite.errors import ModelError, UnsupportedOperators, UsageError
 from gbprewrite.final_activation import Final, final_activation
 from gbprewrite.names import shortlist, similar
 from gbprewrite.policies import METHODS, Nonlinearity
+from gbprewrite.quantised import only_in_view, shown
 from gbprewrite.regrouping import UNKNOWN, Part, size_of
 from gbprewrite.rules.pooling import SWITCHLESS
 from gbprewrite.tensors import Tensor, is_float
@@ -173,8 +174,9 @@ def named(graph: gs.Graph, name: str, option: str = "--score") -> Tensor:
 
     Raises UsageError, with the option and the names that come close, where there is neither.
     """
-    tensors = {t.name: t for n in graph.nodes for t in n.outputs} | {t.name: t for t in graph.outputs}
-    nodes = {n.name: n.outputs[0] for n in graph.nodes if n.outputs}
+    tensors = {t.name: t for n in graph.nodes for t in n.outputs if not only_in_view(t)}
+    tensors |= {t.name: t for t in graph.outputs}
+    nodes = {n.name: shown(n.outputs[0]) for n in graph.nodes if n.outputs}
     if name in tensors or name in nodes:
         return tensors.get(name, nodes.get(name))
     close = similar(name, [*tensors, *nodes])

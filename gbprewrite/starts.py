@@ -14,6 +14,7 @@ from gbprewrite import differentiate
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.meaning import MEANT
 from gbprewrite.names import shortlist, similar
+from gbprewrite.quantised import only_in_view, shown
 from gbprewrite.rules import NO_GRADIENT
 from gbprewrite.tensors import Tensor, is_float, is_integer, is_quantised
 
@@ -91,8 +92,8 @@ def added_nodes(graph: gs.Graph, model: ModelProto, chosen: Sequence[Tensor]) ->
 
 def _inner(graph: gs.Graph, name: str, real: Iterable[Tensor], listing: str) -> Tensor:
     """A float tensor that a node computes, by its name or that of the node."""
-    tensors = {t.name: t for n in graph.nodes for t in n.outputs}
-    nodes = {n.name: n.outputs[0] for n in graph.nodes if n.outputs}
+    tensors = {t.name: t for n in graph.nodes for t in n.outputs if not only_in_view(t)}
+    nodes = {n.name: shown(n.outputs[0]) for n in graph.nodes if n.outputs}
     found = tensors.get(name, nodes.get(name))
     if found is None:
         close = similar(name, [*(t.name for t in graph.inputs), *tensors, *nodes])

@@ -137,3 +137,32 @@ def test_every_report_names_the_layers(cli: Callable[..., Any], tmp_path: Any) -
     assert "b (of depth)" in said
     again = cli("inspect", tmp_path / "net.gradcam.onnx")
     assert "b (of depth)" in again.stdout
+
+
+LEVELS = """g (float[N, 3, 4, 5] x) => (float[N, 2] y) {
+    u = QuantizeLinear (x, s, z) q = QLinearConv (u, s, z, k, sk, zk, sa, za)
+    g = com.microsoft.QLinearGlobalAveragePool (q, sa, za, sg, za) p = DequantizeLinear (g, sg, za)
+    f = Flatten (p) y = Gemm <transB = 1> (f, h) }"""
+
+
+def test_levels_between_qlinear_operators_are_a_layer_too() -> None:
+    """The file holds no floats there: the layer is what its levels stand for."""
+    steps = {"s": np.float32(0.02), "sk": np.float32(0.01), "sa": np.float32(0.05), "sg": np.float32(0.01)}
+    zeros = {"z": np.uint8(120), "zk": np.int8(0), "za": np.uint8(0)}
+    kernel = np.random.default_rng(3).integers(-90, 90, (4, 3, 1, 1), np.int8)
+    head = normal(2, 4, seed=6)
+    source = model(LEVELS, 18, 8, k=kernel, h=head, **steps, **zeros)
+    source.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    x = normal(2, 3, 4, 5, seed=7)
+    built = gbprewrite.convert(source, "gradcam", 1)
+    shown = onnx.ModelProto.FromString(built.SerializeToString())
+    shown.graph.output.append(onnx.ValueInfoProto(name="q"))
+    found = run(shown, optimise=False, x=x)
+    wanted = cam(found["q"].astype(np.float64) * 0.05, head[1])
+    assert wanted.any()
+    np.testing.assert_allclose(found["x_gradcam"], wanted, rtol=1e-4, atol=1e-7)
+    assert facts(built)["cam_layer"] == "q"
+    with pytest.raises(gbprewrite.UsageError, match="--cam-layer q/real"):
+        gbprewrite.convert(source, "gradcam", 1, cam_layer="q/real")
+    with pytest.raises(gbprewrite.UsageError, match="it holds uint8 values"):
+        gbprewrite.convert(source, "gradient", layer="q")
