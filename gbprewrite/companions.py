@@ -187,7 +187,10 @@ def integrated_gradients(work: Work, method: str) -> list[Map]:
 
 def _mean_gradients(work: Work, points: Mapping[str, Tensor], count: int, tag: str) -> list[Map]:
     """The gradient of the original input's score, averaged over points [count, N, ...] of each input."""
-    is_open = all(t.shape and not fixed(t.shape[0]) for t in (*work.chosen.inputs, work.chosen.score))
+    score, counting = work.chosen.score, work.chosen.counting
+    # Of a score that is moved, only the size tells whether its first axis holds the samples.
+    leads = score.shape[:1] == work.chosen.inputs[0].shape[:1] if counting.moves else counting.batch_axis == 0
+    is_open = leads and all(t.shape and not fixed(t.shape[0]) for t in (*work.chosen.inputs, score))
     apart = not is_open or _by_batch(work.graph)
     work.op.scope = tag
     return (_one_by_one if apart else _in_one_batch)(work, points, count, tag)

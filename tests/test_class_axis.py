@@ -239,3 +239,20 @@ def test_maps_alone_of_a_moved_score() -> None:
     x = normal(1, K, H, W)
     whole = run(gbprewrite.convert(of(FORMS["Softmax, squeezed"]), "gradient", 3), x=x)
     np.testing.assert_array_equal(gbprewrite.Explainer(converted, providers="cpu")(x).map(), whole["x_gradient"])
+
+
+@pytest.mark.parametrize(
+    "head", ["y = Identity (t)", "y = LogSoftmax (t)", "s = Softmax (t) y = Transpose <perm = [1, 0, 2]> (s)"]
+)
+def test_many_points_of_an_open_time_and_batch(head: str) -> None:
+    """Integrated gradients of a linear network, from zeros, are x times its gradient."""
+    text = f"z = Conv (x, w) r = Reshape (z, to_maps) t = Transpose <perm = [2, 0, 1]> (r) {head}"
+    source = built(text, "A, B, 5", f"N, {K}, h, w0")
+    x = normal(2, K, H, W)
+    for target in ("argmax", [1, 4]):
+        found = run(gbprewrite.convert(source, "integrated_gradients", target, steps=3), x=x)
+        z: Array = np.einsum("ck,nkhw->nc", WEIGHTS.reshape(C, K), x)
+        classes = z.argmax(1)[:, None] if target == "argmax" else np.array([[1, 4]] * 2)
+        wanted = x[:, None] * WEIGHTS[classes].reshape(2, -1, K, 1, 1)
+        maps = found["x_integrated_gradients"].reshape(wanted.shape)
+        np.testing.assert_allclose(maps, wanted, rtol=1e-4, atol=1e-6)
