@@ -139,7 +139,7 @@ def _resized(op: Builder, coarse: Sequence[Tensor], layer: FeatureLayer, x: Tens
     made = []
     for cam in coarse:
         for axis, matrix in enumerate(matrices, 1):
-            cam = op.apply_matrix(cam, matrix, axis)
+            cam = op.times_matrix(cam, matrix, axis)
         made.append(op.shaped_like(op.Unsqueeze(cam, np.array([channel], np.int64)), like))
     return Map(like, made)
 

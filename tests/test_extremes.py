@@ -95,6 +95,39 @@ def test_unpooling_selects(how: str, pool: str) -> None:
     np.testing.assert_array_equal(found, wanted)
 
 
+NEAREST, LINEAR, EDGE = np.zeros((6, 3)), np.zeros((6, 3)), np.zeros((6, 3))  # [outputs, inputs] along each axis
+for place in range(6):
+    NEAREST[place, place // 2] = 1
+    LINEAR[place, place // 2] += 0.5 if place % 2 else 1
+    LINEAR[place, min(place // 2 + 1, 2)] += 0.5 if place % 2 else 0
+    EDGE[place, min(max(place - 1, 0), 2)] = 1
+RESIZE = 'Resize <mode = "{}", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor"> (h, , scales)'
+MOVES = {
+    "nearest": (RESIZE.format("nearest"), NEAREST),
+    "linear": (RESIZE.format("linear"), LINEAR),
+    "edge": ('Pad <mode = "edge"> (h, pads)', EDGE),
+}
+
+
+@pytest.mark.parametrize("how", SPELLINGS)
+@pytest.mark.parametrize("name", MOVES)
+def test_zeros_of_a_matrix_select_too(name: str, how: str) -> None:
+    """Roots of 0 at places that a unit has no part in do not reach it."""
+    operator, matrix = MOVES[name]
+    source = model(f"g (float[1, 1, 3, 3] x) => (float[1, 1, 6, 6] y) {{ h = Relu (x) u = {operator} y = Sqrt (u) }}",
+                   scales=np.float32([1, 1, 2, 2]), pads=np.int64([0, 0, 1, 1, 0, 0, 2, 2]))  # fmt: skip
+    x = np.full((1, 1, 3, 3), -1, np.float32)
+    x[0, 0, 0, :2] = 4, 1
+    built = gbprewrite.convert(source, "gradient", "seed", optimize_for=how)
+    found = run(built, x=x, seed=np.ones((1, 1, 6, 6), np.float32))["x_gradient"]
+    h = np.maximum(x[0, 0], 0).astype(np.float64)
+    weights = np.einsum("ip,jq->ijpq", matrix, matrix)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        arriving = 0.5 / np.sqrt(matrix @ h @ matrix.T)
+        wanted = np.where(weights > 0, weights * arriving[:, :, None, None], 0).sum((0, 1))
+    np.testing.assert_allclose(found[0, 0], np.where(h > 0, wanted, 0), rtol=1e-5)
+
+
 @pytest.mark.parametrize("how", SPELLINGS)
 @pytest.mark.parametrize("operator", ["Max (x, z)", "ReduceMax <keepdims = 1> (x, axes)", "HardSwish (x)"])
 def test_what_is_not_the_extremum_gets_nothing(how: str, operator: str) -> None:

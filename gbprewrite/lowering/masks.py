@@ -64,6 +64,20 @@ class Masks(Verbs):
             return self._selected(dy, condition)
         return self.kept(dy, condition)
 
+    def apply_matrix(self, dy: Tensor, matrix: Tensor, axis: int) -> Tensor:
+        """dx = A dy along one axis, A of shape [inputs, outputs], of a cotangent: what A has 0 for does not reach it.
+
+        So an infinite dy leaves those places finite that it has no part in.
+        """
+        if self.finite(dy):
+            return self.times_matrix(dy, matrix, axis)
+        finite = self.Less(self.Abs(self.wide(dy)), np.array(np.inf, numpy_dtype(self.wide(dy))))
+        bad = self.cast_to(self.Not(finite), self.wide(dy))
+        taken = self.cast_to(self.Not(self.Equal(self.wide(matrix), 0)), bad)
+        reached = self.Greater(self.times_matrix(bad, taken, axis), 0)
+        clean = self.times_matrix(self._selected(dy, finite), matrix, axis)
+        return self.Where(reached, self.times_matrix(dy, matrix, axis), clean)
+
     def gate(self, dy: Tensor, y: Tensor, high: Any = None) -> Tensor:
         """dy where 0 < y (< high), else 0, of a rectifier's output y >= 0.
 

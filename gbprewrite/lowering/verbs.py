@@ -64,7 +64,7 @@ class Verbs(Shapes):
         places = self.range(size)
         return self.cast_to(self.Equal(self.Unsqueeze(places, np.array([1])), places), like)
 
-    def apply_matrix(self, dy: Tensor, matrix: Tensor, axis: int) -> Tensor:
+    def times_matrix(self, dy: Tensor, matrix: Tensor, axis: int) -> Tensor:
         """dx = A dy along one axis, A of shape [inputs, outputs]."""
         last = rank(dy) - 1
         if axis == last:

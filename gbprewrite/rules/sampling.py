@@ -221,7 +221,7 @@ def cropped(op, dy, y, x, roi, scales, over, mode):
             stays = x.shape[axis] is not None and x.shape[axis] == y.shape[axis]
             if (factors[i] == 1) if known else (stays and not given):
                 continue
-            made = op.apply_matrix(made, op.cast_to(matrix_of(roi, i, op.dim(x, axis), outputs[axis]), x), axis)
+            made = op.times_matrix(made, op.cast_to(matrix_of(roi, i, op.dim(x, axis), outputs[axis]), x), axis)
         return made
 
     from gbprewrite.differentiate import pull_back_built

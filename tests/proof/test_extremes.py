@@ -109,7 +109,7 @@ def session(built):
 def near(found, wanted):
     """Where values agree; what is left of sums of values that cancel is rounding."""
     scale = np.abs(wanted[np.isfinite(wanted)]).max(initial=0)
-    overflowed = np.isinf(found) & (np.abs(wanted) > LARGEST / 64)
+    overflowed = ~np.isfinite(found) & (np.abs(wanted) > LARGEST / 1024)  # a part of the sum did
     return (found == wanted) | (np.abs(found - wanted) <= np.where(wanted == 0, 1e-6, 1e-3) * scale + TINY) | overflowed
 
 
