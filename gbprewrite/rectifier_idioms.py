@@ -53,6 +53,8 @@ def recognised(node: gs.Node, forms: Forms, readers: Readers) -> Raised | None:
             x = _like(node, base, forms) if named else None
             if named is None or x is None or named[0] == node.op or (node.op in SLOPED and named[0] != "Relu"):
                 continue
+            if node.op in SLOPED and _has_already(node, base, pieces, forms):
+                return None
             if named[0] in ("Relu", "Clip") and (_adds_rectifiers(node, forms) or _caps_another(node, forms, readers)):
                 return None
             if named[0] == "LeakyRelu" and (factor := _factor(node, named[1]["alpha"], forms)) is not None:
@@ -87,6 +89,11 @@ def softplus(node: gs.Node, forms: Forms) -> Tensor | None:
             if len(total.inputs) == 2 and any(t is base and f == MINUS_ABS for t, f in exponent):
                 return base
     return None
+
+
+def _has_already(node: gs.Node, base: Tensor, pieces: Pieces, forms: Forms) -> bool:
+    """Whether the input of a node is that function of the base by itself, as that of a PRelu behind a Relu is."""
+    return any(b is base and f == pieces for b, f in forms.of(node.inputs[0]))
 
 
 def _nonlinear(forms: list[tuple[Tensor, Pieces]]) -> Iterator[tuple[Tensor, Pieces]]:

@@ -219,6 +219,11 @@ RELATIVES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         c = Where (q, b, zero) y = Where (p, a, c)""",
         [],
     ),
+    "PRelu behind a Relu": ("a = Relu (x) y = PRelu (a, slopes)", [("Relu", "rectifier"), ("PRelu", "activation")]),
+    "LeakyRelu behind a Relu": (
+        "a = Relu (x) y = LeakyRelu <alpha = 0.1> (a)",
+        [("Relu", "rectifier"), ("LeakyRelu", "activation")],
+    ),
     "|x| of Where": ("p = Less (x, zero) n = Neg (x) y = Where (p, n, x)", [("Where", "other")]),
     "|x| of a product": ("s = Sign (x) y = Mul (x, s)", []),
     "Huber": (
