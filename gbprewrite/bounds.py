@@ -8,11 +8,11 @@ from gbprewrite.shapes import Refused
 FOLDED = 16_000_000  # bytes of constants that are worked out; a larger file may have as many as it has itself
 ROUNDS = 50  # of inference and folding, beside as many as look at
 NODES_LOOKED_AT = 2_000_000
+POINTS = 100_000  # at which a method may differentiate one input
 CONSTANT = 2**22  # elements of a constant that a rule writes; larger ones would be computed when the model runs
 WINDOW = 256  # steps of a window, or of a stride, of which each gets nodes of its own
 EXPANDED_NODES = 200_000  # that the bodies of functions may become, beside four times what the file has
 EXPANDED_BYTES = 64_000_000  # and their bytes, likewise
-BUILT_NODES = 100_000  # that the backward part of one map may have, beside twenty for each node of the source
 
 
 def check_constant(elements: int, what: str) -> None:

@@ -5,6 +5,7 @@ Grad-CAM, sections 3 and 3.2); Smilkov et al. 2017 (SmoothGrad); Sundararajan et
 al. 2019 (RectGrad: a combinator, in policies.py).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -266,7 +267,7 @@ def settings(given: Mapping[str, Any], methods: Sequence[str]) -> Settings:
     for name, users in READ_BY.items():
         if getattr(made, name) != Settings._field_defaults[name] and not set(users) & set(methods):
             raise UsageError(f"{_option(name)} is for --method {' or '.join(users)}, which is not among the methods.")
-    if made.rectgrad_tau < 0:
+    if not 0 <= made.rectgrad_tau < math.inf:
         raise UsageError(f"--rectgrad-tau {made.rectgrad_tau}: a threshold of 0 or more.")
     if made.rectgrad_quantile is not None and not 0 <= made.rectgrad_quantile < 1:
         raise UsageError(f"--rectgrad-quantile {made.rectgrad_quantile}: a share from 0 to 1, such as 0.9.")
@@ -275,6 +276,8 @@ def settings(given: Mapping[str, Any], methods: Sequence[str]) -> Settings:
     for name in ("steps", "samples"):
         if getattr(made, name) < 1:
             raise UsageError(f"--{name} {getattr(made, name)}: at least 1.")
+        if getattr(made, name) > bounds.POINTS:
+            raise UsageError(f"--{name} {getattr(made, name)}: at most {bounds.POINTS:,}; hundreds are many.")
     if made.baseline not in BASELINES:
         raise UsageError(f"--baseline {made.baseline!r}: choose {' or '.join(BASELINES)}.")
     return made
