@@ -190,3 +190,11 @@ def test_weights_that_read_the_same_bytes_again_and_again(tmp_path: Path) -> Non
     path.write_bytes(written.SerializeToString())
     with pytest.raises(ModelError, match=r"claim 17,601,600 bytes of files that have 1,664"):
         gbprewrite.convert(path)
+
+
+@pytest.mark.parametrize("version", [2**31, 2**62, 0, -1])
+def test_opsets_that_do_not_exist(version: int) -> None:
+    built = cnn()
+    built.opset_import[0].version = version
+    with pytest.raises(ModelError, match=r"opsets? .*6 to"):
+        gbprewrite.convert(built)
