@@ -100,9 +100,9 @@ def counted(chosen: "Selection", found: Found, class_axis: int | None) -> "Selec
     """The selection as its head is counted, unless the user said how: classes along the axis of the parts; the scores
     of selected boxes as those of one sample, each a position."""
     made, notes_ = chosen.counting, [*chosen.notes, *found.notes]
-    if found.selected:
+    if found.selected and _one_sample(chosen.inputs):
         why = f"its values are those of the boxes that {found.selected} left"
-        made = made._replace(batch_axis=None, class_axis=None, why=why, question="")
+        made = made._replace(batch_axis=None, class_axis=None, why=why, question="", mixed="")
     elif (
         found.one_class is not None and class_axis is None and len(made.shape) == 3 and made.shape[found.one_class] == 1
     ):
@@ -148,6 +148,11 @@ def _one_class(graph: gs.Graph, score: Tensor) -> int | None:
     others = [t.shape for t in graph.outputs if t is not score and t.shape is not None and len(t.shape) == 3]
     beside_it = [s for s in others if s[3 - axis] == shape[3 - axis] and fixed(s[axis]) and s[axis] >= 4]
     return axis if beside_it and shape[3 - axis] is not None else None
+
+
+def _one_sample(inputs: Sequence[Tensor]) -> bool:
+    """Whether nothing says that a run has several samples, whose selected boxes would stand in one list."""
+    return not any(x.shape and fixed(x.shape[0]) and x.shape[0] != 1 for x in inputs)
 
 
 def _labels(graph: gs.Graph) -> str | None:

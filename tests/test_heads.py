@@ -187,3 +187,27 @@ def test_one_class_of_many_anchors() -> None:
     found = run(gbprewrite.convert(source, "gradient", "strongest:3", score="score"), x=x)
     order = np.argsort(-found["score"][0, :, 0], kind="stable")[:3]
     np.testing.assert_array_equal(found["explained_index"], [[[anchor, 0] for anchor in order]])
+
+
+def test_the_boxes_that_a_selection_leaves_are_explained_in_its_order() -> None:
+    """score[k] = sigmoid(w f) of one anchor and class: its gradient is y (1 - y) w, through the trunk's ReLU."""
+    source = separate(
+        "float[D] score, float[D, 4] box",
+        "g = Sigmoid (kt) m = ReduceMax <keepdims = 0> (g, two_axis) flat = Squeeze (m, zero)",
+        "score, i = TopK (flat, five) bs = Squeeze (bt, zero) box = Gather <axis = 0> (bs, i)",
+    )
+    added = {"two_axis": [2], "five": [5]}
+    source.graph.initializer.extend(onnx.numpy_helper.from_array(np.array(v), name) for name, v in added.items())
+    x = 0.1 * normal(1, 3, 4, 4, seed=7)
+    found = run(gbprewrite.convert(source, "gradient", "strongest:2", score="score"), x=x)
+    np.testing.assert_array_equal(found["explained_index"], [[[0], [1]]])
+    w = {t.name: onnx.numpy_helper.to_array(t).astype(np.float64) for t in source.graph.initializer}
+    before = np.einsum("oi,ip->op", w["wc"][:, :, 0, 0], x[0].reshape(3, 16).astype(np.float64))
+    y = 1 / (1 + np.exp(-w["wkc"][:, :, 0, 0] @ np.maximum(before, 0)))
+    for k, anchor in enumerate(np.argsort(-y.max(0), kind="stable")[:2]):
+        number, expected = y[:, anchor].argmax(), np.zeros((3, 16))
+        slope = y[number, anchor] * (1 - y[number, anchor]) * w["wkc"][number, :, 0, 0] * (before[:, anchor] > 0)
+        expected[:, anchor] = w["wc"][:, :, 0, 0].T @ slope
+        np.testing.assert_allclose(found["x_gradient"][0, k].reshape(3, 16), expected, rtol=1e-4, atol=1e-7)
+    with pytest.raises(UsageError, match="one score for each box that TopK left"):
+        gbprewrite.convert(source, "gradient", score="score")
