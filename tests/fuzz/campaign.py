@@ -46,11 +46,11 @@ def cases(count: int, first: int = 0, models: Sequence[str] = ()) -> list[Case]:
 def campaign(todo: Sequence[Case], jobs: int) -> Iterator[tuple[Case, Outcome]]:
     """The outcome of each case, in the order of the cases."""
     own = threading.local()  # each thread has a worker
-    workers: list[_Worker] = []
+    workers: list[Worker] = []
 
     def judged(case: Case) -> Outcome:
         if getattr(own, "worker", None) is None or not own.worker.alive:
-            own.worker = _Worker()
+            own.worker = Worker()
             workers.append(own.worker)
         return own.worker.judged(case)
 
@@ -62,7 +62,9 @@ def campaign(todo: Sequence[Case], jobs: int) -> Iterator[tuple[Case, Outcome]]:
             worker.stop()
 
 
-class _Worker:
+class Worker:
+    """A process that judges cases; it is alive until one of them brings it down."""
+
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
