@@ -63,6 +63,12 @@ SHAPE: dict[str, Any] = {
     "options": dict,
 }
 
+# What records of 0.1.0 lack, and what holds for their files.
+SINCE_0_1: dict[str, Any] = {
+    **{"batch_axis": 0, "class_axis_reason": "not said by gbprewrite 0.1", "said_above": None, "unbatched": False},
+    **{"notes": [], "masks": [], "inner_inputs": [], "moved": [], "head": None},
+}
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -93,7 +99,7 @@ def read_record(model: ModelProto) -> Record | None:
     words: str | None = "it is there twice"
     if len(entries) == 1:
         try:
-            record = json.loads(entries[0].value)
+            record = _completed(json.loads(entries[0].value))
             words = _contradiction(record, model)
             if words is None:
                 return dict(record)
@@ -103,6 +109,17 @@ def read_record(model: ModelProto) -> Record | None:
         f"the record that gbprewrite keeps in the file's metadata (key {KEY!r}) is damaged, of a version that "
         f"{__version__} can't read, or of a file that was changed since: {words}. Convert the source model again."
     )
+
+
+def _completed(record: Any) -> Any:
+    """A record of 0.1.0 with what this version reads besides; any other as it is."""
+    if not isinstance(record, dict) or not {"options", "maps", "cam_layer"} <= record.keys():
+        return record
+    if "cam_layers" not in record and _is(record["maps"], SHAPE["maps"]) and isinstance(record["options"], dict):
+        inputs = dict.fromkeys(row["input"] for row in record["maps"]) if record["cam_layer"] else {}
+        rows = [{"input": x, "layer": record["cam_layer"], "beside": []} for x in inputs]
+        return {**SINCE_0_1, **record, "cam_layers": rows, "options": {"channels": None, **record["options"]}}
+    return record
 
 
 def _contradiction(record: Any, model: ModelProto) -> str | None:

@@ -295,7 +295,7 @@ def _backward(trial: Trial, source: ModelProto | None) -> Check:
     note = "converted again from the " + ("source part of the file" if source is None else "source given")
     try:
         again = convert(trial.source if source is None else source, **trial.record["options"])
-    except (GbprewriteError, TypeError) as error:  # TypeError: the record has options that convert does not know
+    except GbprewriteError as error:
         return Check(name, "failed", None, None, f"{note}, which stops: {first_line(error)}")
     ours, wanted = backward_part(trial.model), backward_part(again)
     wrong = [part for part in wanted if ours[part] != wanted[part]]
@@ -446,7 +446,7 @@ def _maps(trial: Trial, double: Double) -> Iterator[Check]:
     else:
         try:
             wanted, how = other_spelling.maps(trial)
-        except (GbprewriteError, TypeError) as error:  # TypeError: the record has options that convert does not know
+        except GbprewriteError as error:
             why = f"{LEFT_OUT}, since {double.why}, and the other spelling stops: {first_line(error)}"
             yield from (_skipped(name, why) for name in names.values())
             return

@@ -148,3 +148,18 @@ def test_no_part_of_a_record_is_taken_for_granted(converted: onnx.ModelProto) ->
                 pass
             except Exception as error:
                 pytest.fail(f"{path} = {value!r}: {type(error).__name__}: {error}")
+
+
+def test_a_record_of_0_1_0(converted: onnx.ModelProto) -> None:
+    """Entries that came later have the value that its files go by."""
+    made = copy.deepcopy(converted)
+    record = dict(report.read_record(made) or {})
+    for name in (*report.SINCE_0_1, "cam_layers"):
+        del record[name]
+    del record["options"]["channels"]
+    report.write_record(made, record)
+    image = normal(2, 3, 12, 12)
+    np.testing.assert_array_equal(
+        gbprewrite.Explainer(made)(image).map("guided"), gbprewrite.Explainer(converted)(image).map("guided")
+    )
+    assert [layer.name for layer in gbprewrite.layers(made)] == [layer.name for layer in gbprewrite.layers(converted)]

@@ -191,8 +191,7 @@ class PhotoExplainer:
         image = images.read(path)
         with naming(path):
             image = images.fit(self.preprocessing, image)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotFinite)  # the notes tell
+            with warnings.catch_warnings(action="ignore", category=NotFinite):  # the notes tell
                 explanation = self.explainer(self._fed(image))
             if not all(np.isfinite(explanation.map(m)).all() for m in self.methods):
                 raise DataError(" ".join(explanation.notes))

@@ -216,8 +216,7 @@ class TopImages:
             photo = images.fit(self.preprocessing, image)
             seed = np.zeros(winner.shape)
             seed[(0, *winner.unit)] = 1
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotFinite)  # an error below
+            with warnings.catch_warnings(action="ignore", category=NotFinite):  # an error below
                 found = self._explainer(self.preprocessing.array(photo), seed=seed)
             if not all(np.isfinite(found.map(m)).all() for m in (self.method, "gradient")):
                 raise DataError(f"the map of the unit {winner.unit} of {self.layer!r} is not finite.")

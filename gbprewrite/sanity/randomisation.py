@@ -7,6 +7,7 @@ are does not show what the network has learned. No framework: the weights are in
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from onnx import ModelProto
 
 from gbprewrite import report
 from gbprewrite.convert import convert, load
-from gbprewrite.errors import DataError, UsageError
+from gbprewrite.errors import DataError, NotFinite, UsageError
 from gbprewrite.graft import restore
 from gbprewrite.preprocessing import Options
 from gbprewrite.protos import copied
@@ -238,7 +239,8 @@ class RandomisationTest:
         explainer = Explainer(self._converted, providers=self.provider)
         found = []
         for photo, values, originals in zip(self.photos, self._inputs, self._originals, strict=True):
-            explanation = explainer(values, targets=photo.explained.index[0])
+            with warnings.catch_warnings(action="ignore", category=NotFinite):  # an error below
+                explanation = explainer(values, targets=photo.explained.index[0])
             for method in self.methods:
                 after = self._finite(explanation.map(method)[0], step, method)
                 alike = similarity.compare(originals[method], similarity.features(after))
