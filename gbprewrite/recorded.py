@@ -77,8 +77,9 @@ def _counts(record: Record, model: ModelProto) -> Iterator[str]:
 
 def _axes(record: Record, target: Target, model: ModelProto) -> Iterator[str]:
     ranks = dict(_ranks(model))
-    shown = record["seed_name"] or record["output"]  # a seed is shaped like the score, and a Softmax keeps the axes
-    alike = ranks.get(shown, MOST_AXES) if not record["moved"] else MOST_AXES
+    # A Softmax keeps the axes; what moves its values is recorded, but for a seed, which is shaped like the score.
+    kept = not record["moved"] and target.kind != "seed"
+    alike = ranks.get(record["output"], MOST_AXES) if kept else MOST_AXES
     for name in ("class_axis", "batch_axis"):
         counted = record["output" if record["moved"] else "score"]
         axis, rank = record[name], ranks.get(counted, alike)
