@@ -7,10 +7,10 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from gbprewrite.shapes import fixed
-from gbprewrite.tensors import Tensor, is_float
+from gbprewrite.tensors import Tensor, is_float, is_quantised
 
 ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
-KEEPS = ("Identity", "Dropout", "Cast")
+KEEPS = ("Identity", "Dropout", "Cast", "QuantizeLinear", "DequantizeLinear")
 MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 PICKS = ("Gather", "Slice", "Split")  # move values, too, where they take all of them
 
@@ -45,7 +45,7 @@ def final_activation(output: Tensor) -> Final | None:
         node = current.inputs[0]
         if node.op in ACTIVATIONS:
             return Final(node, behind[::-1], moves[::-1], picks)
-        if node.op not in (*KEEPS, *MOVES, *PICKS) or not is_float(node.inputs[0]):
+        if node.op not in (*KEEPS, *MOVES, *PICKS) or not _is_real(node.inputs[0]):
             break
         behind.append(node)
         if node.op in PICKS and not _takes_all(node):
@@ -54,6 +54,11 @@ def final_activation(output: Tensor) -> Final | None:
             moves.append(node)
         current = node.inputs[0]
     return None
+
+
+def _is_real(t: Tensor) -> bool:
+    """Whether a tensor holds floats, or the levels that stand for them behind a QuantizeLinear."""
+    return is_float(t) or (is_quantised(t) and bool(t.inputs))
 
 
 def _takes_all(node: gs.Node) -> bool:
