@@ -168,7 +168,7 @@ def question(head: Head, score: Tensor) -> str:
         f" --target strongest --channels {sure[0].start} explains the surest box by its objectness." if sure else ""
     )
     return (
-        f"the score {score.name!r} {list(score.shape)} is a detector's head: along axis {head.axis} {head.text()}. A "
+        f"the score {score.name!r} {_words(score.shape)} is a detector's head: along axis {head.axis} {head.text()}. A "
         f"coordinate is no class, so say what is meant: --target strongest --channels {head.scored} explains the "
         f"highest class score, --target strongest:3 --channels {head.scored} those of three boxes.{surest} With "
         "--channels : every channel is looked at."

@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from gbprewrite import differentiate
 from gbprewrite.columns import Piece, Step, pieces
 from gbprewrite.idioms import producer
+from gbprewrite.shapes import constant_of
 from gbprewrite.tensors import Tensor, is_float
 
 SCORING = ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax")
@@ -121,12 +122,16 @@ def _parts(found: Sequence[Piece], depends: set[int]) -> list[Part]:
         part = _coordinates(ranges, cuts[0], cuts[-1])
         # A bias that differs along another axis is no grid: boxes are joined from what places and what sizes them.
         return [part] if part.role == "boxes" and len(ranges) > 1 else []
+    if all_kinds == {"scores"}:
+        return []  # of several classifiers, or of both sides of one
     return _named(ranges) if "scores" in all_kinds else _by_number(ranges)
 
 
 def _kind(piece: Piece, depends: set[int]) -> str:
     """ "scores", "coordinates", "raw" (as a convolution or product made them), or "other"."""
     steps = [s for s in piece.steps if s.kind != "chosen" and not _gated(s)]
+    if len(steps) > 1 and _is_complement(steps[0]) and scoring(steps[1]):
+        steps = steps[1:]
     if not steps:
         return _kind_of_source(piece.source, depends) if piece.source.shape else "other"
     if scoring(steps[0]):
@@ -141,6 +146,12 @@ def scoring(step: Step) -> bool:
     if step.node.op in ("Softmax", "LogSoftmax"):
         return bool(step.node.attrs.get("axis", -1) % len(step.node.outputs[0].shape) == step.axis)
     return step.node.op in SCORING
+
+
+def _is_complement(step: Step) -> bool:
+    """Whether a step computes 1 - x, the probability of the other one of two classes."""
+    one = constant_of(step.node.inputs[0]) if step.node.op == "Sub" else None
+    return one is not None and bool((one == 1).all())
 
 
 def _gated(step: Step) -> bool:

@@ -158,6 +158,15 @@ PLAIN = {
         t = Transpose <perm = [0, 2, 1]> (m) p = MatMul (t, w) q = Add (b, p) y = LogSoftmax <axis = -1> (q) }""",
         a=np.array([2]), w=normal(3, 5), b=normal(5),
     ),
+    "both sides of one probability": head(
+        "float[1, 2] y", conv("k", "f", 1, 1), "p = GlobalAveragePool (k) q = Flatten (p) s = Sigmoid (q)",
+        "one = Constant <value_float = 1.0> () n = Sub (one, s) y = Concat <axis = 1> (n, s)",
+    ),
+    "one probability before those of others": head(
+        "float[1, 4] y", conv("k", "f", 1, 1), conv("m", "f", 3, 2), "u = GlobalAveragePool (k)",
+        "v = GlobalAveragePool (m) a = Flatten (u) b = Flatten (v) s = Sigmoid (a) t = Sigmoid (b)",
+        "y = Concat <axis = 1> (s, t)",
+    ),
     "two scales of scores": separate(
         "float[1, 32, 3] y", "g = Sigmoid (kt) g2 = Sigmoid (kt) y = Concat <axis = 1> (g, g2)"
     ),
