@@ -1,5 +1,6 @@
 """What the user asked for, found in the graph: the score, the inputs, the nodes between, the rectifiers among them."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from gbprewrite.branches import names_inside
 from gbprewrite.class_axis import Counting, counting
 from gbprewrite.errors import ModelError, UnsupportedOperators, UsageError
 from gbprewrite.final_activation import Final, final_activation
+from gbprewrite.heads import behind_scoring
+from gbprewrite.idioms import producer
 from gbprewrite.names import shortlist, similar
 from gbprewrite.policies import METHODS, Nonlinearity
 from gbprewrite.quantised import only_in_view, shown
@@ -112,7 +115,12 @@ def _said_above(made: Counting, explained: Tensor, final: Final | None) -> float
         return 0.0 if explained is final.score else 0.5
     before = any(node.op == "Sigmoid" for node in explained.outputs)  # which makes its probabilities
     single = made.class_axis is None or made.shape[made.class_axis] == 1
-    return 0.0 if before or (single and final is None) else None
+    if not single or before:
+        return 0.0 if before else None
+    maker = behind_scoring(producer(explained)) if final is None else final.activation
+    if maker is None or (final is not None and explained is final.score):
+        return 0.0
+    return math.log(0.5) if maker.op == "LogSoftmax" else 0.5  # of a probability
 
 
 def _notes(output: Tensor, final: Final | None, as_it_is: bool) -> list[str]:

@@ -52,6 +52,35 @@ FORMS = {
 }
 
 
+PICKED = {
+    "of a Softmax": ("Softmax", "Gather <axis = 1> (s, k)", "N, 6, 7"),
+    "of a LogSoftmax": ("LogSoftmax", "Gather <axis = 1> (s, k)", "N, 6, 7"),
+    "of a Softmax, kept": ("Softmax", "Slice (s, k1, k2, k1)", "N, 1, 6, 7"),
+}
+
+
+@pytest.mark.parametrize("name", PICKED)
+def test_one_class_that_is_picked_is_said_above_one_half(name: str) -> None:
+    """As binary segmentations give the probability of their foreground."""
+    activation, pick, output = PICKED[name]
+    operands = {"k": np.array(1), "k1": np.array([1]), "k2": np.array([2])}
+    operands = {key: value for key, value in operands.items() if f" {key}" in pick}
+    text = f"g (float[N, 3, 6, 7] x) => (float[{output}] y) {{ {CONV} s = {activation} <axis = 1> (z) y = {pick} }}"
+    found = run(gbprewrite.convert(model(text, 18, w=MANY[:2], **operands), "gradient", "region"), x=X)
+    z: Array = np.einsum("ck,nkhw->nchw", MANY[:2, :, 0, 0], X)
+    foreground = z[:, 1] > z[:, 0]
+    assert foreground.any()
+    assert not foreground.all()
+    np.testing.assert_array_equal(found["x_gradient"].any(axis=1), foreground)
+
+
+def test_a_single_probability_that_is_not_stepped_over_is_said_above_one_half() -> None:
+    text = f"g (float[N, 3, 6, 7] x) => (float[N, 1, 6, 7] y) {{ {CONV} y = HardSigmoid <alpha = 0.01> (z) }}"
+    found = run(gbprewrite.convert(model(text, 18, w=ONE), "gradient", "region"), x=X)
+    z: Array = np.einsum("ck,nkhw->nchw", ONE[:, :, 0, 0], X)
+    np.testing.assert_array_equal(found["x_gradient"].any(axis=1), z[:, 0] > 0)
+
+
 def said(form: Form) -> Array:
     """Whether each position says each class, [N, C, H, W]."""
     z: Array = np.einsum("ck,nkhw->nchw", form.w[:, :, 0, 0], X)
