@@ -54,9 +54,16 @@ OF_FIRST = (
         "Split",
     ),
     *("Tile", "TopK", "Upsample", *policies.ACTIVATIONS, *policies.RECTIFIERS, "Softmax", "LogSoftmax", "Hardmax"),
+    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "CastLike", "Ceil", "Cos", "Cosh", "CumProd", "Erf"),
+    *("Exp", "Floor", "GatherElements", "IsInf", "IsNaN", "Log", "Neg", "Not", "QLinearLeakyRelu", "QLinearSigmoid"),
+    *("Reciprocal", "ReverseSequence", "RMSNormalization", "Round", "Scatter", "ScatterElements", "ScatterND"),
+    *("Shrink", "Sign", "Sin", "Sinh", "Sqrt", "Tan", "Trilu"),
 )
-OF_ALL = (*("Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "QLinearAdd", "QLinearMul", "Sub", "Sum", "Where"),)
-RESIZING = ("Compress", "Expand", "Pad", "Resize", "Slice", "Split", "Tile", "TopK", "Upsample")
+OF_ALL = (
+    *("Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "QLinearAdd", "QLinearMul", "Sub", "Sum", "Where"),
+    *("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mod", "Or", "Xor"),
+)
+RESIZING = ("Compress", "Expand", "GatherElements", "Pad", "Resize", "Slice", "Split", "Tile", "TopK", "Upsample")
 RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 KEEP_SIZES = {*OF_FIRST, *OF_ALL, *RESHAPES, "Transpose"} - {*RESIZING}  # sizes of outputs are those of inputs
 REDUCTIONS = (
@@ -100,8 +107,7 @@ class Axes:
                 self._follow_branches(node, branches)
             elif node.op not in NOT_VALUES and any(id(t) in self.of for t in node.inputs):
                 found = self._outputs(node)
-                same = node.op in KEEP_SIZES
-                self.of.update({id(y): self._fitting(found, y, same) for y in node.outputs})
+                self.of.update({id(y): self._fitting(found, y, _keeps_sizes(node, y)) for y in node.outputs})
 
     def with_classes(self, score: Tensor, axis: int, nodes: Sequence[gs.Node]) -> list[Axis] | None:
         """What the last of these nodes gives, where one axis of what the first one reads holds the classes."""
@@ -114,14 +120,16 @@ class Axes:
         self.of, self._made = kept, made
         return found
 
-    def _fitting(self, found: Sequence[Axis] | None, y: Tensor, same: bool = False) -> list[Axis] | None:
-        """What was found, in the sizes of the output unless these are the `same` by other names; of another number of
-        axes nothing is known."""
+    def _fitting(
+        self, found: Sequence[Axis] | None, y: Tensor, same: Callable[[int], bool] = lambda at: False
+    ) -> list[Axis] | None:
+        """What was found, in the sizes of the output unless that of an axis is the `same` by another name; of another
+        number of axes nothing is known."""
         if y.shape is None:
             return None
         if found is None or len(found) != len(y.shape):
             return [(Part(UNKNOWN, size_of(d)),) for d in y.shape]
-        return list(found) if same else [resized(axis, d) for axis, d in zip(found, y.shape, strict=True)]
+        return [axis if same(at) else resized(axis, y.shape[at]) for at, axis in enumerate(found)]
 
     def _follow_branches(self, node: gs.Node, branches: Sequence[gs.Graph]) -> None:
         """An If gives what its branches give, where they agree."""
@@ -131,8 +139,8 @@ class Axes:
         for i, y in enumerate(node.outputs):
             found = [self.of.get(id(outputs[i])) for outputs in ends]
             alike = [f for f in found if f is not None and y.shape is not None and len(f) == len(y.shape)]
-            same = len(alike) == len(found) and alike
-            self.of[id(y)] = self._fitting([agreed(axes) for axes in zip(*alike, strict=True)] if same else None, y)
+            told = len(alike) == len(found) and alike
+            self.of[id(y)] = self._fitting([agreed(axes) for axes in zip(*alike, strict=True)] if told else None, y)
 
     def _outputs(self, node: gs.Node) -> Sequence[Axis] | None:
         """What the axes of a node's outputs hold."""
@@ -144,6 +152,8 @@ class Axes:
             return self._product(node)
         if node.op in (*OF_FIRST, *OF_ALL):
             return self._aligned(node.inputs[:1] if node.op in OF_FIRST else node.inputs, y)
+        if node.op in ("Concat", "QLinearConcat"):
+            return self._joined(node)
         if x is None:
             return self._looked_up(node) if node.op == "Gather" else None
         if node.op in RESHAPES:
@@ -225,8 +235,9 @@ class Axes:
             return None
         return [*index, self._channels(node, y, len(index))]
 
-    def _joined(self, node: gs.Node, x: list[Axis]) -> list[Axis] | None:
-        """Axis by axis what the parts hold; along its own axis that of all of them."""
+    def _joined(self, node: gs.Node) -> list[Axis] | None:
+        """Axis by axis what the parts hold that depend on the inputs (a class token does not); along its own axis that
+        of all of them."""
         parts = [p for p in (self.of.get(id(t)) for t in node.inputs) if p is not None]
         return [agreed(axes) for axes in zip(*parts, strict=True)] if len({*map(len, parts)}) == 1 else None
 
@@ -248,10 +259,18 @@ MOVES: dict[str, Callable[[Axes, gs.Node, list[Axis]], list[Axis] | None]] = {
     **dict.fromkeys((*CONVOLUTIONS, *WINDOWED), Axes._windowed),
     "Transpose": Axes._transposed,
     "Gather": Axes._gathered,
-    "Concat": Axes._joined,
-    "QLinearConcat": Axes._joined,
     "Einsum": Axes._summed,
 }
+
+
+def _keeps_sizes(node: gs.Node, y: Tensor) -> Callable[[int], bool]:
+    """Whether an axis of an output is as long as what was found of it, whatever its size is called."""
+    if node.op in (*KEEP_SIZES, *PRODUCTS, *REDUCTIONS, "Einsum"):
+        return lambda at: True
+    slides = node.op in (*CONVOLUTIONS, *WINDOWED)  # over all axes but that of the samples
+    before = node.inputs[0].shape or []
+    alike = [d is not None and d == e for d, e in zip(before, y.shape or [], strict=False)]
+    return lambda at: (slides and not at) or (at < len(alike) and alike[at])
 
 
 def _classes(axis: Axis) -> Axis:

@@ -97,8 +97,8 @@ def counting(
     behind = [a for a in range(len(shape)) if a != batch]
     axis, why = _found(shape, holds, behind)
     made = Counting(name, shape, batch, axis, why + _samples_in_words(shape, batch, holds))
-    if batch == 0 and roles(holds[0]) - {BATCH, SINGLE}:
-        made = made._replace(mixed=_mixed(name, shape, behind))
+    if batch == 0 and roles(holds[0]) - {BATCH, SINGLE} and (roles(holds[0]) != {UNKNOWN} or shape[0] not in batches):
+        made = made._replace(mixed=_mixed(name, shape, holds[0], behind))
     if axis is None and not why:
         return made._replace(question=_question(name, shape, holds, batch, behind))
     return made
@@ -176,12 +176,15 @@ def _samples_in_words(shape: Sequence[Any], batch: int | None, holds: Sequence[A
     return "; axis 0 holds the samples and other things, and each row is explained for itself" if mixed else ""
 
 
-def _mixed(name: str, shape: Sequence[Any], behind: Sequence[int]) -> str:
+def _mixed(name: str, shape: Sequence[Any], first: Axis, behind: Sequence[int]) -> str:
     rows = f", or --class-axis {behind[-1]} to explain each row of axis 0 for itself" if behind else ""
+    score = f"the score {name!r} {words(shape)}"
+    found = f"{score} has several rows for each sample on axis 0, so that none has the highest class of a sample"
+    if roles(first) == {UNKNOWN}:
+        found = f"it can't be told whether {score} has one row for each sample on axis 0, or several"
     return (
-        f"the score {name!r} {words(shape)} has several rows for each sample on axis 0, so that none has the highest "
-        "class of a sample. Name a class (--target INDEX), or use --score NAME with the tensor before the samples were "
-        f"put together with other things ('gbprewrite layers MODEL --all' lists it){rows}."
+        f"{found}. Name a class (--target INDEX), or use --score NAME with the tensor before the samples were put "
+        f"together with other things ('gbprewrite layers MODEL --all' lists it){rows}."
     )
 
 

@@ -146,7 +146,11 @@ def _ends(axes: Sequence[Axis], sizes: Sequence[Size | None]) -> list[Axis]:
     while back < shorter - front and own[-1 - back] is not None and own[-1 - back] == sizes[-1 - back]:
         back += 1
     middle = range(front, len(sizes) - back)
-    inner = tuple(p for axis in axes[front : len(axes) - back] for p in axis)
+    left = axes[front : len(axes) - back]
+    inner = tuple(p for axis in left for p in axis)
+    if len(middle) > 1 and len(inner) > len(left):  # parts that were put together before may be apart again
+        parted = _ends([(p,) for p in inner], [sizes[i] for i in middle])
+        return [*axes[:front], *parted, *axes[len(axes) - back :]]
     made: list[Axis] = [*axes[:front]]
     for i in middle:
         made.append(inner if len(middle) == 1 and inner else (Part(UNKNOWN, sizes[i]),))

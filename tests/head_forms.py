@@ -40,7 +40,14 @@ def constants() -> dict[str, Array]:
         "wide_maps": normal(4 * C, C, 1, 1),
         "wide_columns": normal(24, 7),
     }
-    numbers = {"rows_and_columns": [1, 2], "two_and_three": [2, 3], "any_and_five": [-1, 5], "minus_one": [-1]}
+    made |= {
+        "token": np.ones((1, 1, C), np.float32),
+        "step": np.array(1 / 256, np.float32),
+        "low": np.array(0, np.uint8),
+    }
+    made |= {"step_of_logs": np.array(0.05, np.float32), "high": np.array(255, np.uint8)}
+    numbers = {"one_and_five": [1, C], "far": [10**6], "to_frames": [-1, K, H, W], "to_clips": [-1, 2, C]}
+    numbers |= {"rows_and_columns": [1, 2], "two_and_three": [2, 3], "any_and_five": [-1, 5], "minus_one": [-1]}
     numbers |= {"second": [1], "third": [2], "any_two": [3, 1], "all_but_batch": [1, 2, 3]}
     return made | {name: np.array(value, np.int64) for name, value in numbers.items()}
 
@@ -76,6 +83,19 @@ FORMS = {
     ),
     "Softmax": Form(f"{LOGITS} y = Softmax (z)", "N, 5", 1, spread=MEAN),
     "LogSoftmax, fixed batch": Form(f"{LOGITS} y = LogSoftmax <axis = 1> (z)", "1, 5", 1, spread=MEAN, x=ONE),
+    "Softmax, quantised": Form(
+        f"{LOGITS} s = Softmax (z) q8 = QuantizeLinear (s, step, low) y = DequantizeLinear (q8, step, low)",
+        "N, 5",
+        1,
+        spread=MEAN,
+    ),
+    "LogSoftmax, quantised and moved": Form(
+        f"{LOGITS} s = LogSoftmax (z) q8 = QuantizeLinear (s, step_of_logs, high) t8 = Unsqueeze (q8, second) "
+        "y = DequantizeLinear (t8, step_of_logs, high)",
+        "N, 1, 5",
+        2,
+        spread=MEAN,
+    ),
     "Sigmoid": Form(f"{LOGITS} y = Sigmoid (z)", "N, 5", 1, spread=MEAN),
     "pooled channels": Form(f"{GAP} y = Flatten (p)", "N, 5", 1, spread=MEAN),
     "pooled, kept": Form(f"{GAP} y = Identity (p)", "N, 5, 1, 1", 1, spread=MEAN),
@@ -251,6 +271,23 @@ FORMS = {
     "open heights and widths": Form(f"{CONV} y = {LAST} (z)", "N, h, w0, 5", 3, x=f"N, {K}, h, w0"),
     "open heights and widths in a row": Form(
         f"{CONV} t = {LAST} (z) y = Reshape (t, to_anchors)", "N, A, 5", 2, x=f"N, {K}, h, w0"
+    ),
+    "names of the exporter, turned twice": Form(f"{LOGITS} n = Neg (z) y = Neg (n)", "Negy_dim_0, 5", 1, spread=MEAN),
+    "a token joined before": Form(
+        f"{CONV} r = Reshape (z, to_maps) t = Transpose <perm = [0, 2, 1]> (r) q = Shape <start = 0, end = 1> (z) "
+        "k = Concat <axis = 0> (q, one_and_five) e = Expand (token, k) j = Concat <axis = 1> (e, t) "
+        "y = Slice (j, second, far, second)",
+        "Slicey_dim_0, Slicey_dim_1, 5",
+        2,
+    ),
+    "rows put together and apart again": Form(
+        f"{CONV} t = {LAST} (z) r = Reshape (t, to_anchors) f = Flatten <axis = 2> (r) "
+        "b = BatchNormalization <epsilon = 0.0> (f, scale, shift, shift, scale) q = Shape (r) v = Reshape (b, q) "
+        "y = ReduceMean <keepdims = 0> (v, second)",
+        "ReduceMeany_dim_0, 5",
+        1,
+        spread=MEAN,
+        x=f"N, {K}, h, w0",
     ),
     # Softmax before opset 13 ran over everything from its axis on
     "old Softmax": Form(f"{GAP} f = Flatten (p) y = Softmax (f)", "N, 5", 1, spread=MEAN, opset=11),

@@ -183,6 +183,19 @@ def test_a_sound_without_a_batch() -> None:
     assert gbprewrite.verify(converted, providers="cpu").ok
 
 
+def test_frames_that_pass_as_samples_are_those_of_a_clip_again() -> None:
+    text = "f = Reshape (x, to_frames) z = Conv (f, w) p = GlobalAveragePool (z) q = Flatten (p)"
+    source = built(
+        f"{text} v = Reshape (q, to_clips) y = ReduceMean <keepdims = 0> (v, second)", f"N, {C}", f"N, 2, {K}, {H}, {W}"
+    )
+    x = normal(3, 2, K, H, W)
+    found = run(gbprewrite.convert(source, "gradient"), x=x)
+    classes = np.einsum("ck,ntkhw->nc", WEIGHTS.reshape(C, K), x).argmax(1)
+    np.testing.assert_array_equal(found["explained_index"], classes)
+    wanted = WEIGHTS[classes][:, None] * np.full((3, 2, 1, H, W), 1 / (2 * H * W), np.float32)
+    np.testing.assert_allclose(found["x_gradient"], wanted, rtol=1e-5)
+
+
 ROWS = "z = Conv (x, w) t = Transpose <perm = [0, 2, 3, 1]> (z) y = Reshape (t, to_rows)"
 
 
