@@ -59,18 +59,23 @@ def _scaled_ramp(t: gs.Tensor) -> tuple[gs.Tensor, float, float, float] | None:
         return node.inputs[0], node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5), 1.0
     ramp = _ramp(t)
     if ramp and abs(ramp[2] - 1) < 1e-3:
-        inner = with_scalar(producer(ramp[0]), "Mul", "Div")
-        if inner:
-            times = inner[1] if producer(ramp[0]).op == "Mul" else 1 / inner[1]  # type: ignore[union-attr]
-            return inner[0], times, ramp[1], ramp[2]
-        return ramp[0], 1.0, ramp[1], ramp[2]
-    factor = with_scalar(node, "Mul", "Div")
-    if factor and node is not None:
-        scale = factor[1] if node.op == "Mul" else 1 / factor[1]
-        ramp = _ramp(factor[0])
+        x, times = _multiple(producer(ramp[0])) or (ramp[0], 1.0)
+        return x, times, ramp[1], ramp[2]
+    multiple = _multiple(node)
+    if multiple:
+        inner, scale = multiple
+        ramp = _ramp(inner)
         if ramp and abs(scale * ramp[2] - 1) < 1e-3:
             return ramp[0], scale, ramp[1] * scale, ramp[2] * scale
     return None
+
+
+def _multiple(node: gs.Node | None) -> tuple[gs.Tensor, float] | None:
+    """(x, c) when the node computes x · c or x / (1/c) with a scalar constant; not x / 0."""
+    found = with_scalar(node, "Mul", "Div")
+    if found is None or node is None or node.op == "Mul":
+        return found
+    return (found[0], 1 / found[1]) if found[1] else None
 
 
 def hard(node: gs.Node, readers: Readers, copies: Copies) -> None:
@@ -82,10 +87,10 @@ def hard(node: gs.Node, readers: Readers, copies: Copies) -> None:
             found = _scaled_ramp(gate)
             if found and found[0] is x and close(found[1], 1 / 6) and close(found[2], 0.5):
                 return become(node, "HardSwish", x, "x · hard-sigmoid(x)")
-    factor = with_scalar(node, "Mul", "Div")
-    if factor:
-        scale = factor[1] if node.op == "Mul" else 1 / factor[1]
-        product = producer(factor[0])
+    multiple = _multiple(node)
+    if multiple:
+        inner, scale = multiple
+        product = producer(inner)
         if product is not None and product.op == "Mul" and len(product.inputs) == 2:
             for x, gate in ((product.inputs[0], product.inputs[1]), (product.inputs[1], product.inputs[0])):
                 ramp = _ramp(gate)

@@ -117,6 +117,12 @@ def _parsed(path: Path) -> onnx.ModelProto:
         ) from None
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{path} holds no graph, so it is not an ONNX model. Give the file that the exporter wrote.")
+    entries = (text for t in tensors(model) for entry in t.external_data for text in (entry.key, entry.value))
+    if not all(isinstance(text, str) for text in entries):  # protobuf gives bytes where they are not UTF-8
+        raise ModelError(
+            f"{path} names the file that holds a weight by bytes that are not text (UTF-8). It was damaged, or is not "
+            "an ONNX model: export or download it again."
+        )
     return model
 
 

@@ -181,3 +181,10 @@ def test_what_is_no_softmax_over_the_classes_is_differentiated(body: str) -> Non
     step = 1e-6 * np.random.default_rng(5).uniform(-1, 1, x.shape)
     above, below = (evaluate(source, {"x": x + s})["y"] for s in (step, -step))
     np.testing.assert_allclose((found * step).sum(), (seed * (above - below) / 2).sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["a = Add (x, one) c = Clip (a, zero, one) y = Div (c, zero)", "y = Div (x, zero)"])
+def test_a_division_by_zero_is_no_idiom(text: str) -> None:
+    numbers = {"zero": np.zeros((), np.float32), "one": np.ones((), np.float32)}
+    source = model(f"g (float[N, 3] x) => (float[N, 3] y) {{ {text} }}", **numbers)
+    assert "HardSigmoid" not in {row["operator"] for row in gbprewrite.inspect(source).nonlinearities}

@@ -108,3 +108,10 @@ class TestLargeModels:
         small.graph.initializer.append(packed)
         monkeypatch.setattr(modelfile, "PROTOBUF_LIMIT", small.ByteSize() + 100)
         assert not modelfile.is_large(small)
+
+
+def test_a_place_that_is_not_text(tmp_path: Path) -> None:
+    reference = source(tmp_path, 100)
+    (tmp_path / "bytes.onnx").write_bytes(reference.SerializeToString().replace(b"m.data", b"m.\xff\xfeta"))
+    with pytest.raises(ModelError, match="bytes that are not text"):
+        gbprewrite.convert(tmp_path / "bytes.onnx")
