@@ -201,7 +201,8 @@ def _check_weights(node: NodeProto, x: Sequence[Any], w: Sequence[Any] | None) -
 def _kinds(operator: str, opset: int) -> dict[str, int]:
     """Attribute → its type in the standard; empty for an operator that this opset lacks."""
     try:
-        schema = onnx.defs.get_schema(operator, min(opset, onnx.defs.onnx_opset_version()))  # a file may say any number
+        there = max(0, min(opset, onnx.defs.onnx_opset_version()))  # a file may say any number
+        schema = onnx.defs.get_schema(operator, there)
     except onnx.defs.SchemaError:
         return {}
     described: Mapping[str, Any] = schema.attributes  # onnx 1.23 types the enumeration without its numbers

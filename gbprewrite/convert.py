@@ -348,6 +348,7 @@ def load(model: str | os.PathLike[str] | ModelProto, replace: bool | None = Fals
     """
     if isinstance(model, ModelProto):
         source = copied(model)
+        modelfile.check_text(source)
         modelfile.check_references(source)
     else:
         source = modelfile.load(model)

@@ -18,7 +18,7 @@ from onnx.external_data_helper import (
 
 from gbprewrite import files
 from gbprewrite.errors import ModelError, first_line
-from gbprewrite.protos import elements, tensors
+from gbprewrite.protos import elements, tensors, texts
 from gbprewrite.tensors import SMALL
 
 DECISIVE = 64  # elements: integers up to here are shapes, axes, pads; their values decide what a node means
@@ -117,13 +117,18 @@ def _parsed(path: Path) -> onnx.ModelProto:
         ) from None
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{path} holds no graph, so it is not an ONNX model. Give the file that the exporter wrote.")
-    entries = (text for t in tensors(model) for entry in t.external_data for text in (entry.key, entry.value))
-    if not all(isinstance(text, str) for text in entries):  # protobuf gives bytes where they are not UTF-8
-        raise ModelError(
-            f"{path} names the file that holds a weight by bytes that are not text (UTF-8). It was damaged, or is not "
-            "an ONNX model: export or download it again."
-        )
+    check_text(model)
     return model
+
+
+def check_text(model: onnx.ModelProto) -> None:
+    """Raise ModelError for names that are not text; protobuf gives them as bytes."""
+    wrong = next((name for name in texts(model) if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise ModelError(
+            f"the model holds a name that is not text (UTF-8): {wrong[:60]!r}. The file was damaged, or its exporter "
+            "is at fault: export or download it again."
+        )
 
 
 def files_of(path: Path) -> list[Path]:

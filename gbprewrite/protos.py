@@ -43,6 +43,19 @@ def tensors(model: ModelProto) -> Iterator[TensorProto]:
         yield from (tensor for one in sparse for tensor in (one.values, one.indices))
 
 
+def texts(model: ModelProto) -> Iterator[Any]:
+    """What nodes, weights and operator sets are called, and where weights lie; bytes for what is not UTF-8."""
+    yield from (entry.domain for entry in model.opset_import)
+    for body in (model.graph, *model.functions):
+        for graph in graphs(body):
+            for node in graph.node:
+                yield from (node.op_type, node.domain, node.name, node.overload, *node.input, *node.output)
+                yield from (attribute.name for attribute in node.attribute)
+    for tensor in tensors(model):
+        yield tensor.name
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
+
+
 def _held(attribute: AttributeProto, field: str) -> list[Any]:
     return [getattr(attribute, field)] if attribute.HasField(field) else []
 

@@ -113,5 +113,5 @@ class TestLargeModels:
 def test_a_place_that_is_not_text(tmp_path: Path) -> None:
     reference = source(tmp_path, 100)
     (tmp_path / "bytes.onnx").write_bytes(reference.SerializeToString().replace(b"m.data", b"m.\xff\xfeta"))
-    with pytest.raises(ModelError, match="bytes that are not text"):
+    with pytest.raises(ModelError, match="name that is not text"):
         gbprewrite.convert(tmp_path / "bytes.onnx")

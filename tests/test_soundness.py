@@ -192,9 +192,16 @@ def test_weights_that_read_the_same_bytes_again_and_again(tmp_path: Path) -> Non
         gbprewrite.convert(path)
 
 
-@pytest.mark.parametrize("version", [2**31, 2**62, 0, -1])
+@pytest.mark.parametrize("version", [2**31, 2**62, 0, -1, -(2**62)])
 def test_opsets_that_do_not_exist(version: int) -> None:
     built = cnn()
     built.opset_import[0].version = version
     with pytest.raises(ModelError, match=r"opsets? .*6 to"):
         gbprewrite.convert(built)
+
+
+@pytest.mark.parametrize("name", [b"Gemm", b"logits", b"b3"])
+def test_names_that_are_not_text(name: bytes) -> None:
+    damaged = onnx.ModelProto.FromString(cnn().SerializeToString().replace(name, b"\xff" + name[1:]))
+    with pytest.raises(ModelError, match="name that is not text"):
+        gbprewrite.convert(damaged)
