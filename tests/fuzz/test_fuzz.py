@@ -17,7 +17,7 @@ from tests.fuzz.campaign import cases, line
 from tests.fuzz.judge import FAULTS, Outcome, judge
 from tests.fuzz.models import MODELS, written
 
-SHORT, LONG = 100, 3000
+SHORT, LONG = 100, 1000
 
 
 def _faults(count: int) -> list[str]:
