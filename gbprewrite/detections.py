@@ -213,8 +213,11 @@ def advice(graph: gs.Graph, outputs: Sequence[Tensor]) -> str:
     if len(scored) != 1:
         return _beside_boxes(outputs) if not scored else ""
     (score, made), *_ = scored.values()
-    others = ", ".join(t.name for t in outputs if t is not score)
-    said = f" {score.name} holds scores (behind {node_in_words(made)}), {others} none:"
+    before = made.inputs[0]
+    others = ", ".join(t.name for t in outputs if t is not score and t is not before)
+    shown = f", {before.name} the same before it" if any(before is t for t in outputs) else ""
+    none = f", {others} none" if others else ""
+    said = f" {score.name} holds scores (behind {node_in_words(made)}){shown}{none}:"
     logits = _before_selection(score) if selected(score) else None
     if logits is None:
         return f"{said} use --score {score.name}{_strongest(score)}."

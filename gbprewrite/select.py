@@ -13,7 +13,7 @@ from gbprewrite.axes import Axes
 from gbprewrite.branches import names_inside
 from gbprewrite.class_axis import Counting, counting
 from gbprewrite.errors import ModelError, UnsupportedOperators, UsageError
-from gbprewrite.final_activation import Final, final_activation
+from gbprewrite.final_activation import KEEPS, MOVES, Final, final_activation
 from gbprewrite.heads import behind_scoring
 from gbprewrite.idioms import producer
 from gbprewrite.names import shortlist, similar
@@ -124,13 +124,33 @@ def _said_above(made: Counting, explained: Tensor, final: Final | None) -> float
 
 
 def _notes(output: Tensor, final: Final | None, as_it_is: bool) -> list[str]:
-    """What must be said about a final activation that is not stepped over, although the user did not ask for that."""
-    if as_it_is or final is None or final.picks is None:
+    """What must be said about a final activation that is not stepped over, or about values that are sorted, although
+    the user did not ask for that."""
+    if as_it_is:
+        return []
+    if final is None:
+        return _sorted(output)
+    if final.picks is None:
         return []
     return [
         f"the final {final.activation.op} is not stepped over, since {final.picks.op} {final.picks.name!r} behind it "
         f"takes some of its values only: {output.name!r} is explained as it is. To explain the score before it, use "
         f"--score {final.score.name}."
+    ]
+
+
+def _sorted(output: Tensor) -> list[str]:
+    """What must be said of a classifier's values that TopK sorted."""
+    node = producer(output)
+    while node is not None and node.op in (*KEEPS, *MOVES):
+        node = producer(node.inputs[0])
+    if node is None or node.op != "TopK" or len(output.shape or ()) != 2:
+        return []
+    final = final_activation(node.inputs[0])
+    score = node.inputs[0] if final is None else final.score
+    return [
+        f"TopK {node.name!r} sorts the values of {output.name!r}: indices count their ranks, and are no numbers of "
+        f"classes. To explain classes, use --score {score.name}."
     ]
 
 

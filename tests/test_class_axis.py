@@ -168,6 +168,18 @@ def test_a_softmax_of_which_some_values_are_taken_is_left_and_says_so() -> None:
     assert "--score z" in note
 
 
+@pytest.mark.parametrize("activation", ["Softmax", "Identity"])
+def test_ranks_that_are_no_classes_are_said(activation: str) -> None:
+    text = f"q = ReduceMean <keepdims = 0> (x, space) z = Gemm <transB = 1> (q, wm, bias) s = {activation} (z)"
+    source = built(f"{text} v, i = TopK (s, two) y = Identity (v)", "N, 2", f"N, {K}, {H}, {W}")
+    source.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2]), "two"))
+    record = report.read_record(gbprewrite.convert(source, "gradient"))
+    assert record is not None
+    (note,) = record["notes"]
+    assert "indices count their ranks" in note
+    assert f"--score {'z' if activation == 'Softmax' else 's'}." in note
+
+
 def test_a_sound_without_a_batch() -> None:
     """Its one axis is what the Conv slides over, and holds no samples."""
     text = """g (float[24] x) => (float[1, 5] y) {

@@ -122,6 +122,10 @@ SEVERAL = {
         separate("float[1, 16, 3] score, float[1, 16, 4] box", "score = Identity (kt)", "box = Identity (bt)"),
         ["box has four values for each position of score", "--score score --target strongest"],
     ),
+    "logits and probabilities": (
+        separate("float[1, 16, 3] kt, float[1, 16, 3] score", "score = Softmax (kt)"),
+        ["score holds scores (behind Softmax 'Softmax_8'), kt the same before it: use --score score"],
+    ),
     "chosen by TopK": (
         separate(
             "float[D] score, float[D, 4] box",
