@@ -187,21 +187,28 @@ def negated(f: Pieces) -> Pieces:
 
 @lru_cache(REMEMBERED)
 def signs(f: Pieces) -> Pieces:
-    """-1, 0 or 1 as f is below, at or above zero, where f has no symbols."""
+    """-1, 0 or 1 as f is below, at or above zero, where f has no symbols but exp(x)."""
     roots = [x for i, part in enumerate(f.parts) if i % 2 == 0 for x in _roots(part)]
     cut = _refined(f, roots)
     parts = []
     for i, part in enumerate(cut.parts):
-        if set(part) - {ONE}:
-            raise Unknown
-        value = _at(part.get(ONE, ()), _inside(cut.breaks, i))
+        value = _value(part, _inside(cut.breaks, i))
         parts.append(_part({ONE: ((value > 0) - (value < 0),)}))
     return _simplified(parts, cut.breaks)
 
 
-def _roots(part: Part) -> list[float]:
-    if set(part) - {ONE}:
+def _value(part: Part, x: float) -> float:
+    if set(part) - {ONE, EXP}:
         raise Unknown
+    return _at(part.get(ONE, ()), x) + (_at(part[EXP], x) * _exp(x) if EXP in part else 0.0)
+
+
+def _roots(part: Part) -> list[float]:
+    if set(part) - {ONE, EXP} or (EXP in part and max(map(len, part.values())) > 1):
+        raise Unknown
+    if EXP in part:  # a exp(x) + c, with one root where the signs differ
+        share = -(*part.get(ONE, ()), 0.0)[0] / part[EXP][0]
+        return [math.log(share)] if 0 < share < math.inf else []
     c, b, a = (*part.get(ONE, ()), 0.0, 0.0, 0.0)[:3]
     if a == 0:
         found = [-c / b] if b else []

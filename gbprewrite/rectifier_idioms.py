@@ -217,8 +217,9 @@ def _one_sided(node: gs.Node, found: list[tuple[Tensor, Pieces]], forms: Forms) 
             continue
         line = f.parts[2] or f.parts[0]
         offset, slope = (*line.get(ONE, ()), 0.0, 0.0)[:2]
+        straight = set(line) == {ONE} and slope != 0
         meets = abs(offset + slope * f.breaks[0]) <= 1e-6 * abs(offset) and (slope > 0) == bool(f.parts[2])
-        for t in node.inputs if meets else []:
+        for t in node.inputs if straight and meets else []:
             same = any(b is base and pieces == Pieces((line,)) for b, pieces in forms.of(t))
             if same and onnx_type(t) == onnx_type(node.outputs[0]):
                 return Raised("Relu", t, {}, "max(x, 0)")

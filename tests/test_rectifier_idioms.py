@@ -184,6 +184,15 @@ RELATIVES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "r = Relu (x) m = Min (x, zero) e = Exp (m) f = Sub (e, one) y = Add (r, f)",
         [("Elu", "activation")],
     ),
+    "Elu of Relu and Min of the whole": (
+        "r = Relu (x) e = Exp (x) f = Sub (e, one) g = Mul (f, alpha) m = Min (g, zero) y = Add (r, m)",
+        [("Elu", "activation")],
+    ),
+    "Elu of two Relus": (
+        "r = Relu (x) e = Exp (x) f = Sub (one, e) m = Relu (f) y = Sub (r, m)",
+        [("Elu", "activation")],
+    ),
+    "exp below zero": ("e = Exp (x) p = Less (x, zero) y = Where (p, e, zero)", [("Where", UNNAMED)]),
     "Selu of Where": (
         """p = Greater (x, zero) e = Exp (x) f = Mul (e, alpha) h = Sub (f, alpha) z = Where (p, x, h)
         y = Mul (z, gamma)""",
