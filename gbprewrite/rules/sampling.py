@@ -240,6 +240,8 @@ def factor_along(op, scales, i, outputs, size, like):
 
 def in_proportion(op, dy, y, x, sizes, policy, over, mode):
     """VJP of a Resize that keeps proportions: one scale for all axes, so the sizes are only bounds."""
+    if mode["mode"] == "nearest":
+        return _nearest_in_proportion(op, dy, x, sizes, policy, over, mode)
     lengths = [op.dim(x, a) for a in over]
     bounds, given = (op.Cast(v, to=TensorProto.DOUBLE) for v in (sizes, op.vector(lengths)))
     extreme = op.ReduceMin if policy == "not_larger" else op.ReduceMax
@@ -254,6 +256,22 @@ def in_proportion(op, dy, y, x, sizes, policy, over, mode):
             # onnxruntime copies then along an axis that keeps its length.
             kept = op.Equal(op.vector([size]), op.vector([outputs]))
             matrix = op.Where(kept, _identity(op, outputs, size, dy), matrix)
+        dy = op.apply_matrix(dy, op.Transpose(matrix, perm=[1, 0]), axis)
+    return op.shaped_like(dy, x)
+
+
+def _nearest_in_proportion(op, dy, x, sizes, policy, over, mode):
+    """The same Resize of the pixels' own numbers says which pixel is read: its last digit decides between two."""
+    ranks = range(rank(x))
+    whole = op.vector([op.dim(x, a) if a in over else 1 for a in ranks])
+    for axis in over:
+        size, others = op.dim(x, axis), [a for a in ranks if a != axis]
+        line = op.reshape(op.Cast(op.range(size), to=TensorProto.FLOAT), [size if a == axis else 1 for a in ranks])
+        numbers = op.Expand(line, whole)
+        read = op.Resize(numbers, None, None, sizes, axes=over, keep_aspect_ratio_policy=policy, **mode)
+        read = op.slice(read, others, [0] * len(others), [1] * len(others))
+        column = op.Reshape(op.Cast(read, to=TensorProto.INT64), np.array([-1, 1], np.int64))
+        matrix = op.cast_to(op.Equal(column, op.range(size)), dy)
         dy = op.apply_matrix(dy, op.Transpose(matrix, perm=[1, 0]), axis)
     return op.shaped_like(dy, x)
 
