@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from gbprewrite import differentiate, policies, select
 from gbprewrite.errors import ModelError, NoFeatureLayer, UsageError
 from gbprewrite.explained import Explained
+from gbprewrite.idioms import producer
 from gbprewrite.quantised import meaning_of, only_in_view
 from gbprewrite.select import Selection
 from gbprewrite.tensors import Tensor, is_float, is_quantised
@@ -29,6 +30,7 @@ ALIGNED = (
     *("Sum", "Upsample", "Where", *policies.ACTIVATIONS, *policies.RECTIFIERS),
 )
 
+TURNED = ("Cast", "Dropout", "Identity", "Squeeze", "Transpose", "Unsqueeze")
 MOST_BESIDE = 8  # branches that are named
 
 
@@ -125,7 +127,7 @@ def _last(
 ) -> Tensor | None:
     """Grad-CAM's layer: of the nodes between an input and the score the last feature maps of more than one position, on
     which all explained parts of the score depend."""
-    read = {id(t) for node in nodes for t in node.inputs}
+    read = {id(t) for node in nodes for t in node.inputs} - _turned(score)
     for tensor in (t for node in reversed(nodes) for t in node.outputs):
         if id(tensor) in axes and id(tensor) in read and tensor is not score and _is_spatial(tensor):
             if parts is not None and not parts.common(tensor):
@@ -134,6 +136,16 @@ def _last(
             if any(size != 1 for size in sizes):
                 return tensor
     return None
+
+
+def _turned(score: Tensor) -> set[int]:
+    """id() of the tensors that hold the score's own values, before their axes were turned: a channels-last model keeps
+    its classes last, and its layer is the same as without."""
+    same, node = set(), producer(score)
+    while node is not None and node.op in TURNED:
+        same.add(id(node.inputs[0]))
+        node = producer(node.inputs[0])
+    return same
 
 
 def _named(graph: gs.Graph, chosen: Selection, name: str) -> Tensor:

@@ -166,3 +166,25 @@ def test_levels_between_qlinear_operators_are_a_layer_too() -> None:
         gbprewrite.convert(source, "gradcam", 1, cam_layer="q/real")
     with pytest.raises(gbprewrite.UsageError, match="it holds uint8 values"):
         gbprewrite.convert(source, "gradient", layer="q")
+
+
+@pytest.mark.parametrize(
+    ("end", "output"),
+    [
+        ("y = Identity (z)", "N, 2, 4, 4"),
+        ("y = Transpose <perm = [0, 2, 3, 1]> (z)", "N, 4, 4, 2"),
+        ("t = Transpose <perm = [0, 2, 3, 1]> (z) y = Softmax (t)", "N, 4, 4, 2"),
+        ("o = Constant <value_ints = [1]> () m = Unsqueeze (z, o) y = Identity (m)", "N, 1, 2, 4, 4"),
+    ],
+)
+def test_the_score_itself_is_no_layer_wherever_its_classes_lie(end: str, output: str) -> None:
+    """A segmentation's layer is what its last convolution reads."""
+    head = normal(2, 4, 1, 1, seed=9)
+    text = (
+        f"g (float[N, 3, 4, 4] rgb) => (float[{output}] y) {{ p = Conv (rgb, u) a = Relu (p) z = Conv (a, h) {end} }}"
+    )
+    built = gbprewrite.convert(model(text, u=KERNELS["u"], h=head), "gradcam", 1)
+    assert facts(built)["cam_layer"] == "a"
+    found = run(built, rgb=FEEDS["rgb"])["rgb_gradcam"]
+    wanted = cam(features(FEEDS["rgb"], KERNELS["u"]), head[1, :, 0, 0] * 16)  # summed over 16 positions
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
