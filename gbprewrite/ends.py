@@ -9,6 +9,7 @@ from gbprewrite import differentiate
 from gbprewrite.class_axis import words
 from gbprewrite.final_activation import final_activation
 from gbprewrite.names import shortlist
+from gbprewrite.quantised import only_in_view
 from gbprewrite.tensors import Tensor, is_float
 
 MOST = 50  # tensors that are looked at beside the outputs: scores lie near them
@@ -31,7 +32,7 @@ def ends(graph: gs.Graph, inputs: Sequence[Tensor], outputs: Iterable[Tensor]) -
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        if reached(made, tensor):
+        if reached(made, tensor) and not only_in_view(tensor):
             found.append(tensor)
         else:
             todo += [t for node in tensor.inputs for t in differentiate.read_by(node) if isinstance(t, gs.Variable)]

@@ -129,7 +129,7 @@ def _notes(output: Tensor, final: Final | None, as_it_is: bool) -> list[str]:
     if as_it_is:
         return []
     if final is None:
-        return _sorted(output)
+        return _as_they_are(output)
     if final.picks is None:
         return []
     return [
@@ -139,11 +139,16 @@ def _notes(output: Tensor, final: Final | None, as_it_is: bool) -> list[str]:
     ]
 
 
-def _sorted(output: Tensor) -> list[str]:
-    """What must be said of a classifier's values that TopK sorted."""
+def _as_they_are(output: Tensor) -> list[str]:
+    """What must be said of values that a quantised activation gives, and of a classifier's that TopK sorted."""
     node = producer(output)
-    while node is not None and node.op in (*KEEPS, *MOVES):
+    while node is not None and node.op in (*KEEPS, *MOVES, "Saturation"):
         node = producer(node.inputs[0])
+    if node is not None and node.op in ("QLinearSigmoid", "QLinearSoftmax"):
+        return [
+            f"{node.op} {node.name!r} is not stepped over, since the levels before it are no floats: its probability "
+            "is explained, whose gradient is near 0 where it is sure. Quantise with QDQ to explain the score."
+        ]
     if node is None or node.op != "TopK" or len(output.shape or ()) != 2:
         return []
     final = final_activation(node.inputs[0])

@@ -10,6 +10,7 @@ from PIL import Image
 
 import gbprewrite
 from gbprewrite.reference import evaluate
+from gbprewrite.report import read_record
 from tests.small import Array, model, run
 
 METHODS = ("gradient", "guided", "deconvnet")
@@ -180,6 +181,23 @@ def test_channels_last_are_refused() -> None:
     source.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     with pytest.raises(gbprewrite.ModelError, match="channels last"):
         gbprewrite.convert(source, "gradient", "seed")
+
+
+def test_a_probability_between_levels_is_said() -> None:
+    """Its score is no float of the file, so no name is given that `--score` would not take."""
+    body = "a = QuantizeLinear (x, sa, za) q = com.microsoft.QLinearSigmoid (a, sa, za, sy, zy)"
+    text = f"g (float[N, 5] x) => (float[N, 5] y) {{ {body} y = DequantizeLinear (q, sy, zy) }}"
+    scales = {"sa": np.float32(0.1), "za": np.uint8(120), "sy": np.float32(1 / 256), "zy": np.uint8(0)}
+    source = model(text, 19, 9, **scales)
+    source.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    record = read_record(gbprewrite.convert(source, "gradient", 0))
+    assert record is not None
+    (note,) = record["notes"]
+    assert "QLinearSigmoid" in note
+    assert "its probability is explained" in note
+    with pytest.raises(gbprewrite.UsageError, match="holds uint8 values") as error:
+        gbprewrite.convert(source, "gradient", 0, score="q")
+    assert "/real" not in str(error.value)
 
 
 def digits_of() -> Array:
