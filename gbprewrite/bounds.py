@@ -13,6 +13,7 @@ CONSTANT = 2**22  # elements of a constant that a rule writes; larger ones would
 WINDOW = 256  # steps of a window, or of a stride, of which each gets nodes of its own
 EXPANDED_NODES = 200_000  # that the bodies of functions may become, beside four times what the file has
 EXPANDED_BYTES = 64_000_000  # and their bytes, likewise
+POINT_NODES = 200_000  # of the copies of a model of fixed batch, one for each point of integrated gradients
 
 
 def check_constant(elements: int, what: str) -> None:

@@ -215,6 +215,14 @@ def _in_one_batch(work: Work, points: Mapping[str, Tensor], count: int, tag: str
 def _one_by_one(work: Work, points: Mapping[str, Tensor], count: int, tag: str) -> list[Map]:
     """A model of fixed batch, or one whose samples depend on each other, is there once for each point."""
     op, instances, first = work.op, work.instances(), np.array([0], np.int64)
+    each = instances.nodes_of_one(len(work.seeds.cotangents))
+    if count * each > bounds.POINT_NODES:
+        option = next(name for name in ("steps", "samples") if tag in READ_BY[name])
+        raise UsageError(
+            f"--{option} {count} is too many here: the model's samples can't be one batch (it fixes its batch or mixes "
+            f"them), so that it is there once for each point, with {each:,} nodes. At most "
+            f"{max(bounds.POINT_NODES // each, 1):,} fit; or export the model with an open batch."
+        )
     found = []
     for k in range(count):
         given = {x.name: op.slice(points[x.name], [0], [k], [1]) for x in work.chosen.inputs}

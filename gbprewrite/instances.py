@@ -34,6 +34,10 @@ class Instances:
         source = range(len(self.nodes) - added["nodes"])
         self._build(set(range(len(self.nodes))) - {*source, *self._early, *self._late}, self._tensors, "weights")
 
+    def nodes_of_one(self, seeds: int) -> int:
+        """How many nodes a call of `gradients` makes."""
+        return len(self._early) + seeds * len(self._late)
+
     def gradients(self, given: Mapping[str, Tensor], seeds: Sequence[Tensor], tag: str) -> dict[str, list[Tensor]]:
         """Of each input its gradients [batch, ...], one for each seed, where the model's inputs are `given`."""
         forward = {**self._tensors, **given}

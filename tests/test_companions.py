@@ -130,6 +130,11 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "an endless threshold": ("cnn", {"method": "rectgrad", "rectgrad_tau": float("inf")}, "a threshold of 0"),
     "too many steps": ("cnn", {"method": "integrated_gradients", "steps": 10**9}, "at most 100,000"),
     "too many samples": ("cnn", {"method": "smoothgrad", "samples": 10**30}, "at most 100,000"),
+    "too many copies": (
+        "fixed",
+        {"method": "smoothgrad", "samples": 99_999},
+        "--samples.*once for each point",
+    ),
     "a baseline": ("cnn", {"method": "integrated_gradients", "baseline": "ones"}, "choose zeros or input"),
     "nothing to rectify": ("smooth", {"method": "rectgrad"}, "'rectgrad' finds no rectifier"),
     "nothing guided": ("smooth", {"method": "guided_gradcam"}, "'guided_gradcam' finds no rectifier"),
@@ -142,6 +147,7 @@ def test_wrong_use_is_one_clear_error(case: str) -> None:
     sources = {
         "cnn": cnn,
         "dense": lambda: model(DENSE, w=normal(6, 5)),
+        "fixed": lambda: model(DENSE.replace("N", "1"), w=normal(6, 5)),
         "smooth": lambda: pooled("a = Tanh (x)"),
     }
     with pytest.raises(gbprewrite.GbprewriteError, match=message):
