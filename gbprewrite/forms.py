@@ -4,6 +4,7 @@ A form of a tensor y is a tensor x of the same shape, its base, and the pieces o
 base but themselves. Behind comparisons, masks and simple arithmetic a tensor has several: itself, and those before it.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -148,7 +149,7 @@ class Forms:
     def _same_everywhere(self, t: Tensor) -> Pieces | None:
         number = self.number(t)
         if number is not None:
-            return constant(number)
+            return constant(number) if math.isfinite(number) else None
         if not self.is_weight(t):
             return None
         self._tensors[id(t)] = t

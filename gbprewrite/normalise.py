@@ -30,6 +30,8 @@ from gbprewrite.tensors import read_type
 
 POOLS = ("AveragePool", "LpPool", "MaxPool")
 LOWEST, HIGHEST = 6, onnx.defs.onnx_opset_version()
+SIZE, SIZE_STEP = 992, 64  # of open axes, where an example is needed: odd multiples of 32, so that halves meet halves
+_NOTHING = onnx.TypeProto()
 TARGET = 18  # everything the backward pass is written in exists, and every operator of it has a CUDA kernel
 
 
@@ -110,7 +112,8 @@ def _repair_shapes(model: ModelProto) -> None:
 def _correct_shapes(model: ModelProto) -> None:
     """Declared shapes of inner values and outputs that the nodes contradict give way; inference would believe them.
 
-    jax2onnx 0.17 declares channels-last what its optimiser has made channels-first; onnxruntime warns, and runs it.
+    jax2onnx 0.17 declares channels-last what its optimiser has made channels-first; onnxruntime warns, and runs it. Who
+    opens an input's size by hand leaves the old numbers behind it: they are held against those of another size too.
     """
     skeleton = typed_skeleton(model)
     for graph in graphs(skeleton.graph):
@@ -119,19 +122,40 @@ def _correct_shapes(model: ModelProto) -> None:
             value.type.tensor_type.ClearField("shape")
     with contextlib.suppress(onnx.shape_inference.InferenceError):
         symbols = {d.dim_param for v in model.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param}
-        _correct(model.graph, propagation.infer_shapes(skeleton).graph, symbols)
+        found = propagation.infer_shapes(skeleton).graph
+        _correct(model.graph, found, propagation.infer_shapes(skeleton).graph if _sized(skeleton) else found, symbols)
 
 
-def _correct(graph: GraphProto, inferred: GraphProto, symbols: set[str]) -> None:
-    """One graph, by what inference found of it, and the branches inside it."""
-    found = types_in(inferred)
+def _sized(model: ModelProto) -> bool:
+    """Whether inputs have open sizes; they become numbers, in place, that nobody writes into a model."""
+    sizes: dict[str, int] = {}
+    for value in model.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value"):
+                dim.dim_value = sizes.setdefault(dim.dim_param or f"{value.name} {axis}", SIZE + SIZE_STEP * len(sizes))
+    return bool(sizes)
+
+
+def _correct(graph: GraphProto, inferred: GraphProto, sized: GraphProto, symbols: set[str]) -> None:
+    """One graph, by what inference found of it for open and for example sizes, and the branches inside it."""
+    found, example = types_in(inferred), types_in(sized)
     for value in [*graph.value_info, *graph.output]:
-        if value.name in found and _contradict(read_type(value.type)[1], read_type(found[value.name])[1], symbols):
-            value.type.tensor_type.shape.CopyFrom(found[value.name].tensor_type.shape)
-    inner = {(n.output[0], a.name): a.g for n in inferred.node if n.output for a in n.attribute if a.HasField("g")}
+        if value.name in found:
+            said, open_, at = (
+                read_type(t)[1] for t in (value.type, found[value.name], example.get(value.name, _NOTHING))
+            )
+            if _contradict(said, open_, symbols) or _contradict(said, at, set()):
+                value.type.tensor_type.shape.CopyFrom(found[value.name].tensor_type.shape)
+    inside, sized_inside = _branches(inferred), _branches(sized)
     for node in (n for n in graph.node if n.output):
         for attribute in (a for a in node.attribute if a.HasField("g")):
-            _correct(attribute.g, inner.get((node.output[0], attribute.name), GraphProto()), symbols)
+            key = (node.output[0], attribute.name)
+            _correct(attribute.g, inside.get(key, GraphProto()), sized_inside.get(key, GraphProto()), symbols)
+
+
+def _branches(graph: GraphProto) -> dict[tuple[str, str], GraphProto]:
+    """The graphs inside nodes, by the first output of the node and the attribute's name."""
+    return {(n.output[0], a.name): a.g for n in graph.node if n.output for a in n.attribute if a.HasField("g")}
 
 
 def _contradict(said: list[int | str | None] | None, found: list[int | str | None] | None, symbols: set[str]) -> bool:

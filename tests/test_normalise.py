@@ -388,3 +388,29 @@ def test_outputs_declared_wrongly(body: str, declared: str, target: str | int) -
     wanted = run(gbprewrite.convert(right, "gradient", target), **feeds)["x_gradient"]
     np.testing.assert_array_equal(run(built, **feeds)["x_gradient"], wanted)
     assert "the source declares its output 'y' as" in report.read_record(built)["flaw"]
+
+
+@pytest.mark.parametrize("opened", ["", "W"])
+def test_numbers_that_an_opened_input_leaves_behind(opened: str) -> None:
+    """The width was 6 when the model was exported; somebody has opened it since, on the input alone."""
+    text = """g (float[N, 1, 4, 6] x, bool flag) => (float[N, 2, 4, 6] y) {
+        z = If (flag) <
+            then_branch = t () => (float[N, 1, 4, 6] p) { p = Relu (x) },
+            else_branch = e () => (float[N, 1, 4, 6] q) { q = Neg (x) }>
+        m = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (z)
+        u = Resize <mode = "nearest"> (m, , twice)
+        g = GlobalAveragePool (z)
+        c = Add (u, g)
+        y = Concat <axis = 1> (c, z) }"""
+    source = model(text, twice=np.float32([1, 1, 2, 2]))
+    width = source.graph.input[0].type.tensor_type.shape.dim[3]
+    width.Clear()
+    if opened:
+        width.dim_param = opened
+    converted = gbprewrite.convert(source, "gradient", "seed")
+    x, seed = np.abs(normal(2, 1, 4, 8)) + 1, normal(2, 2, 4, 8, seed=1)
+    found = run(converted, x=x, seed=seed, flag=np.array(True))
+    x[..., 0, 0] += 1000  # no maximum of another window moves
+    other = run(converted, x=x, seed=seed, flag=np.array(True))
+    slope = np.sum((other["y"] - found["y"]) * seed, (1, 2, 3)) / 1000
+    np.testing.assert_allclose(other["x_gradient"][:, 0, 0, 0], slope, rtol=1e-3, atol=1e-3)

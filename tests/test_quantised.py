@@ -300,3 +300,13 @@ def without_quantisation(source: onnx.ModelProto) -> onnx.ModelProto:
         del values_of[:]
         values_of.extend(v for v in copies if isinstance(v, onnx.NodeProto) or v.name in used)
     return twin
+
+
+def test_a_quantizer_without_a_zero_point() -> None:
+    """Its levels are uint8, and zero stands for zero; both ends cut off."""
+    text = "g (float[N, 4] x) => (float[N, 4] y) { q = QuantizeLinear (x, s) y = DequantizeLinear (q, s, z) }"
+    source = model(text, s=np.array(0.5, np.float32), z=np.array(0, np.uint8))
+    x = np.float32([[-1, 3, 100, 200]])
+    converted = gbprewrite.convert(source, "gradient", "seed")
+    found = run(converted, x=x, seed=np.float32([[1, 2, 3, 4]]))
+    np.testing.assert_array_equal(found["x_gradient"], [[0, 2, 3, 0]])

@@ -72,8 +72,9 @@ def inside(op, dy, y, x, scale, zero_point, axis, bottom, accumulator=None):
         x = op.Cast(x, to=TensorProto.FLOAT)
     low, high = quantised_range(y)
     step = op.cast_to(per_axis(op, scale, x, axis), x)
-    zero = 0.0 if zero_point is None else op.cast_to(per_axis(op, zero_point, x, axis), x)
-    lowest, top = (op.Mul(op.Sub(np.array(v).astype(numpy_dtype(x)), zero), step) for v in (low - 0.5, high + 0.5))
+    kind = numpy_dtype(x)
+    zero = np.zeros((), kind) if zero_point is None else op.cast_to(per_axis(op, zero_point, x, axis), x)
+    lowest, top = (op.Mul(op.Sub(np.array(v).astype(kind), zero), step) for v in (low - 0.5, high + 0.5))
     below = op.Less(x, top)
     if bottom == "open":
         return op.mask(dy, below)
