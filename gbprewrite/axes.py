@@ -8,6 +8,7 @@ nothing tells is UNKNOWN, never guessed.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from gbprewrite import policies
@@ -308,7 +309,7 @@ def _reduced(node: gs.Node, x: list[Axis]) -> list[Axis] | None:
             return None
     if given is None and node.attrs.get("noop_with_empty_axes"):
         return x
-    axes = [int(a) % len(x) for a in ([given] if isinstance(given, int) else given)] if given is not None else []
+    axes = [] if given is None else [int(a) % len(x) for a in np.ravel(given)]
     axes = axes or list(range(len(x)))
     if node.attrs.get("keepdims", 1):
         return [tuple(p._replace(size=ONE) for p in a[:1]) if at in axes else a for at, a in enumerate(x)]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 import gbprewrite
 from gbprewrite import report
@@ -281,3 +282,10 @@ def test_many_points_of_an_open_time_and_batch(head: str) -> None:
         wanted = x[:, None] * WEIGHTS[classes].reshape(2, -1, K, 1, 1)
         maps = found["x_integrated_gradients"].reshape(wanted.shape)
         np.testing.assert_allclose(maps, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_axes_written_as_one_number_without_a_dimension() -> None:
+    source = model("g (float[N, 3, 5] x) => (float[N, 3] y) { y = ReduceMean <keepdims = 0> (x, a) }", a=np.array(2))
+    built = gbprewrite.convert(source, "gradient", 1)  # onnxruntime loads such a model, and does not run it
+    (found,) = ReferenceEvaluator(built).run(["x_gradient"], {"x": np.ones((1, 3, 5), np.float32)})
+    np.testing.assert_allclose(found[0], np.float32([[0] * 5, [0.2] * 5, [0] * 5]), rtol=1e-6)
