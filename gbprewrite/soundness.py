@@ -44,7 +44,7 @@ def flaw(model: ModelProto) -> str | None:
     said = checked(model, full=True)
     if said is not None and "Field 'shape' of 'type' is required" not in said:  # an output without a shape gets one
         return said
-    return refused(model)
+    return refused(model) or stopped(model)
 
 
 def checked(model: ModelProto, full: bool) -> str | None:
@@ -62,20 +62,26 @@ def refused(model: ModelProto) -> str | None:
     return None if answer is None or answer.reason is None else f"onnxruntime can't load it: {_line(answer.reason)}"
 
 
+def stopped(model: ModelProto) -> str | None:
+    """What onnxruntime says when it loads a model and does not run it; None where it does, or that can't be tried."""
+    answer = _loaded(model, run=True)
+    return None if answer is None or answer.reason is None else f"onnxruntime can't run it: {_line(answer.reason)}"
+
+
 def is_runnable(model: ModelProto) -> bool:
     """Whether onnxruntime is installed and loads a model."""
     answer = _loaded(model)
     return answer is not None and answer.reason is None
 
 
-def _loaded(model: ModelProto) -> Answer | None:
+def _loaded(model: ModelProto, run: bool = False) -> Answer | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         try:
             modelfile.save(copied(model), path)
         except ModelError:  # its weights are in files that nobody knows
             return None
-        return load_once(path)
+        return load_once(path, run)
 
 
 def _line(text: str) -> str:

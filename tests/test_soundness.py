@@ -205,3 +205,19 @@ def test_names_that_are_not_text(name: bytes) -> None:
     damaged = onnx.ModelProto.FromString(cnn().SerializeToString().replace(name, b"\xff" + name[1:]))
     with pytest.raises(ModelError, match="name that is not text"):
         gbprewrite.convert(damaged)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kernel", "words"),
+    [
+        ("N, 1, 8, 8", "3, 3", None),
+        ("N, 1, 8, 8", "19, 3", "AveragePool"),
+        ("N, 1, 8, H", "19, 3", None),  # nothing says which heights it takes
+        (f"N, 1, 8, {2**40}", "3, 3", "its input x has the shape"),
+    ],
+)
+def test_a_model_that_loads_and_does_not_run(sizes: str, kernel: str, words: str | None) -> None:
+    text = f"g (float[{sizes}] x) => (float[N, 1, H, W] y) {{ y = AveragePool <kernel_shape = [{kernel}]> (x) }}"
+    source = model(text.replace("[N, 1, H, W] y", "[a, b, c, d] y"))
+    stopped = soundness.stopped(source)
+    assert stopped is None if words is None else words in str(stopped)

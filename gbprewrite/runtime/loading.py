@@ -16,9 +16,22 @@ from gbprewrite.errors import ModelError
 
 SECONDS = 600  # that a file may take to load
 PROGRAM = """
-import json, sys
+import json, math, sys
 sys.path[:] = json.loads(sys.argv[2])
-import onnxruntime
+import numpy, onnxruntime
+KINDS = {"tensor(" + n + ")": n for n in "float16 bool int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()}
+KINDS |= {"tensor(float)": "float32", "tensor(double)": "float64"}
+def run(session):
+    feeds = {}
+    for one in session.get_inputs():
+        sizes = [1 if axis == 0 and not isinstance(size, int) else size for axis, size in enumerate(one.shape)]
+        kind = KINDS.get(one.type)
+        if kind is None or not all(isinstance(size, int) for size in sizes):
+            return  # nothing is known of what it takes
+        if math.prod(sizes) > 10**9:
+            raise MemoryError(f"its input {one.name} has the shape {sizes}")
+        feeds[one.name] = numpy.zeros(sizes, kind)
+    session.run(None, feeds)
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 options.add_session_config_entry("session.disable_prepacking", "1")
@@ -28,7 +41,9 @@ if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
 reason = None
 for chosen in providers:
     try:
-        onnxruntime.InferenceSession(sys.argv[1], options, providers=chosen)
+        session = onnxruntime.InferenceSession(sys.argv[1], options, providers=chosen)
+        if sys.argv[4] == "run":
+            run(session)
         reason = None
         break
     except Exception as error:
@@ -45,13 +60,25 @@ class Answer(NamedTuple):
     reason: str | None
 
 
-def load_once(path: Path) -> Answer | None:
-    """Load a model file once; None where no onnxruntime is installed, or it can't be imported."""
+def load_once(path: Path, run: bool = False) -> Answer | None:
+    """Load a model file once; None where no onnxruntime is installed, or it can't be imported.
+
+    With `run` it also runs on zeros, where the model says how many it takes.
+    """
     if importlib.util.find_spec("onnxruntime") is None or not sys.executable:
         return None
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder) / "answer.json"
-        command = [sys.executable, "-I", "-c", PROGRAM, str(path), json.dumps(sys.path), str(said)]
+        command = [
+            sys.executable,
+            "-I",
+            "-c",
+            PROGRAM,
+            str(path),
+            json.dumps(sys.path),
+            str(said),
+            "run" if run else "",
+        ]
         try:
             done = subprocess.run(command, capture_output=True, timeout=SECONDS, stdin=subprocess.DEVNULL, check=False)
         except subprocess.TimeoutExpired:
