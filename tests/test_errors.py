@@ -18,12 +18,13 @@ OBSTACLES = [Obstacle("a node", "Their::Op", "no rule yet"), Obstacle("another",
 def _tree(root: type[GbprewriteError]) -> Iterator[type[GbprewriteError]]:
     yield root
     for branch in root.__subclasses__():
-        yield from _tree(branch)
+        if branch.__module__ == errors.__name__:  # tests have some of their own
+            yield from _tree(branch)
 
 
 def test_the_tree_is_the_one_of_the_docstring() -> None:
     assert errors.__doc__ is not None
-    assert all(kind.__name__ in errors.__doc__ for kind in _tree(GbprewriteError))
+    assert [kind.__name__ for kind in _tree(GbprewriteError) if kind.__name__ not in errors.__doc__] == []
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

@@ -69,6 +69,7 @@ def _turned_gradient(model: ModelProto) -> None:
     node = next(n for n in model.graph.node if name in n.output)
     node.output[list(node.output).index(name)] = "turned"
     model.graph.node.append(helper.make_node("Neg", ["turned"], [name]))
+    record["nodes"] += 1
     record["added"]["nodes"] += 1
     report.write_record(model, record)
 
