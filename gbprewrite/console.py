@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gbprewrite import policies, report
+from gbprewrite import modelfile, policies, report
 from gbprewrite.class_axis import in_words
 from gbprewrite.layers import Layer
 from gbprewrite.plaintext import plain
@@ -87,7 +87,7 @@ def conversion_facts(source: Path, path: Path, model: ModelProto) -> Row:
         "pools": dict(Counter(row["operator"] for row in record["pools"])),
         "new_inputs": [row for row in inputs if row["name"] in gained],
         "new_outputs": [row for row in outputs if row["name"] in gained],
-        "bytes": {"before": _bytes(source), "after": _bytes(path)},
+        "bytes": {"before": _bytes(modelfile.files_of(source)), "after": _bytes(modelfile.places(path, model))},
         "flaw": record["flaw"],
         "head": record["head"],
         "preprocessing": record["preprocessing"],
@@ -150,7 +150,7 @@ def print_inspection(path: Path, found: Inspection) -> None:
     """Everything that `inspect` tells."""
     print_pairs(
         {
-            "file": f"{path}, {megabytes(_bytes(path))}",
+            "file": f"{path}, {megabytes(_bytes(modelfile.files_of(path)))}",
             "producer": found.producer or "not named",
             "opset": f"{found.opset}, IR {found.ir_version}",
             "nodes": f"{found.nodes}, {found.parameters:,} parameters",
@@ -338,10 +338,9 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
 
 
-def _bytes(path: Path) -> int:
-    """Size on disk, with the external data that stands beside it under the usual name."""
-    beside = Path(f"{path}.data")
-    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+def _bytes(paths: Iterable[Path]) -> int:
+    """Size on disk of a model with its external data."""
+    return sum(path.stat().st_size for path in paths)
 
 
 SANITY_ROWS, SANITY_IMAGES = 12, 4  # that fit on a screen

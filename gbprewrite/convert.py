@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
+from onnx.shape_inference import InferenceError
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from gbprewrite import (
@@ -45,6 +46,8 @@ from gbprewrite.spellings import SPELLINGS
 from gbprewrite.tensors import Tensor
 from gbprewrite.view import view
 
+BEYOND_NUMBERS = ("overflow", "Invalid dimension value")  # what onnx says of sizes that no tensor has
+
 
 @contextlib.contextmanager
 def blaming(model: str | os.PathLike[str] | ModelProto) -> Iterator[None]:
@@ -60,6 +63,11 @@ def blaming(model: str | os.PathLike[str] | ModelProto) -> Iterator[None]:
             "shapes or attributes are damaged: export it again."
         ) from error
     except Exception as error:
+        if isinstance(error, InferenceError) and any(words in str(error) for words in BEYOND_NUMBERS):
+            raise ModelError(
+                f"the model's sizes are beyond what can be computed with: {first_line(error)}. Check the shapes of its "
+                "inputs and the kernels, dilations and pads of its nodes, and export it again."
+            ) from error
         given = load(model, replace=None)
         words = soundness.flaw(given)
         if words:

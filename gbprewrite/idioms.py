@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import partial
+from itertools import count
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -18,6 +19,7 @@ from gbprewrite.shapes import constant_of, same_shape
 from gbprewrite.shapes import producer as producer  # which further modules take from here
 from gbprewrite.tensors import numpy_dtype
 
+FACTORS = 16  # nodes of one product that are looked at: GELU, however grouped, has fewer
 SPELLINGS = {"Max": "Max(x, 0)", "Where": "Where(x > 0, x, 0)"}  # of a ReLU
 
 
@@ -70,12 +72,17 @@ def _silu(node: gs.Node) -> None:
 
 
 def _factors(t: gs.Tensor) -> tuple[list[gs.Tensor], float]:
-    """A product (Mul, and Div by a constant) taken apart: its variable factors and its constant one."""
+    """A product (Mul, and Div by a constant) taken apart: its variable factors and its constant one.
+
+    Not further than FACTORS, so that a long chain of products is not walked from each of its nodes.
+    """
     scale, todo = 1.0, [t]
     found: list[gs.Tensor] = []
-    while todo:
+    for taken in count():
+        if not todo:
+            break
         current = todo.pop()
-        node = producer(current)
+        node = producer(current) if taken < FACTORS else None
         value = scalar(current)
         if value is not None:
             scale *= value

@@ -14,17 +14,17 @@ import numpy as np
 import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from gbprewrite import attributes, expansion, notation, ordering, propagation
+from gbprewrite import attributes, expansion, fused, notation, ordering, propagation
 from gbprewrite.branches import hoist_weights, reads, settle_branches
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.functions import expand_functions
-from gbprewrite.fused import take_apart
 from gbprewrite.inference import infer, typed_skeleton, types_in, types_of
 from gbprewrite.modelfile import opset_of
 from gbprewrite.opsets import check_downgrade, upgrade
 from gbprewrite.protos import elements, graphs
+from gbprewrite.qlinear import QLINEAR
 from gbprewrite.resizes import settle_resizes
 from gbprewrite.tensors import read_type
 
@@ -54,6 +54,7 @@ def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
     attributes.check(model)
     notation.name_domain(model)
     notation.write_out_sparse(model)
+    _drop_shadowed(model, source)
     ordering.sort(model)
     if model.functions:
         expansion.check_expansion(model)
@@ -78,6 +79,22 @@ def normalise(model: ModelProto, opset: int | None = None) -> ModelProto:
     return model
 
 
+def _drop_shadowed(model: ModelProto, opset: int) -> None:
+    """Take out, in place, local functions with the name of an operator: onnxruntime runs the operator."""
+    for index in reversed(range(len(model.functions))):
+        if _is_operator(model.functions[index], opset):
+            del model.functions[index]
+
+
+def _is_operator(function: FunctionProto, opset: int) -> bool:
+    if function.domain == fused.DOMAIN:
+        return function.name in fused.FUSED or function.name in QLINEAR
+    try:
+        return function.domain in ("", "ai.onnx") and bool(onnx.defs.get_schema(function.name, opset))
+    except onnx.defs.SchemaError:
+        return False
+
+
 def _inlined(model: ModelProto) -> ModelProto:
     """The model with the bodies of its functions in place of their calls."""
     try:
@@ -96,7 +113,7 @@ def settle(model: ModelProto) -> None:
     settle_branches(model)
     _settle_ceil_mode(model)
     settle_resizes(model)
-    take_apart(model)
+    fused.take_apart(model)
     expand_functions(model)
     settle_branches(model)  # the bodies of functions have some
 

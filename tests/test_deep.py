@@ -5,10 +5,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper
 
 import gbprewrite
+from gbprewrite import idioms
 from tests.small import model, run
 
 BLOCKS = 2000
@@ -56,6 +58,20 @@ def test_long_chains(operator: str) -> None:
     found = run(gbprewrite.convert(model(text), target="seed"), optimise=False, x=x, seed=np.ones((2, 3), np.float32))
     np.testing.assert_array_equal(found["x_guided"], (x > 0).astype(np.float32))
     gbprewrite.layers(model(text))
+
+
+def test_products_of_many_constants_are_not_walked_from_each_of_their_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, producer = [0], idioms.producer
+
+    def counted(tensor: gs.Tensor) -> gs.Node | None:
+        asked[0] += 1
+        return producer(tensor)
+
+    monkeypatch.setattr(idioms, "producer", counted)
+    chain = " ".join(f"t{i + 1} = {('Mul', 'Div')[i % 2]} (t{i}, k)" for i in range(1200))
+    text = f"g (float[2, 3] x) => (float[2, 3] y) {{ t0 = Relu (x) {chain} y = Relu (t1200) }}"
+    gbprewrite.layers(model(text, k=np.float32(1)))
+    assert asked[0] < 100 * 1200
 
 
 def test_a_long_chain_of_quantised_moves() -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,38 @@ def test_weights_in_another_file_are_loaded_before_both_are_moved(path: Path, mo
     answer = loading.load_once(path.with_name("out.onnx"))
     assert answer is not None
     assert answer.reason is not None
+
+
+def test_constants_that_the_file_only_describes_are_not_worked_out(tmp_path: Path) -> None:
+    doubled = " ".join(f"d{i + 1} = Concat <axis = 0> (d{i}, d{i})" for i in range(30))
+    used = "s = ReduceMax <keepdims = 0> (d30) a = Mul (x, s) y = Relu (a)"
+    text = f"g (float[2, 3] x) => (float[2, 3] y) {{ {doubled} {used} }}"
+    onnx.save(model(text, d0=np.float32([2])), tmp_path / "m.onnx")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    answer = loading.load_once(tmp_path / "m.onnx")
+    assert answer is not None
+    assert answer.reason is None
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < before + 2_000_000  # kB; all of d30 are 4 GB
+
+
+def test_a_result_that_memory_does_not_suffice_for_is_nobodys_defect(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"m.onnx": None, "out.onnx": "[ONNXRuntimeError] : 6 : Exception during initialization: std::bad_alloc"}
+    monkeypatch.setattr(loading, "load_once", lambda file: loading.Answer("1", said[file.name]))
+    with pytest.raises(gbprewrite.ModelError, match="needs more memory than there is") as raised:
+        loading.check_loads(path.with_name("out.onnx"), path)
+    assert "defect" not in str(raised.value)
+
+
+def test_sizes_count_weights_in_other_files_under_any_name_and_no_file_of_another_model(tmp_path: Path) -> None:
+    path = _external(tmp_path)
+    (tmp_path / "out.onnx.data").write_bytes(b"of another model")
+    said = json.loads(_convert(path, "--json").stdout)["bytes"]
+    assert said == {
+        "before": sum((tmp_path / name).stat().st_size for name in ("e.onnx", "weights.bin")),
+        "after": (tmp_path / "out.onnx").stat().st_size,
+    }
 
 
 def _external(folder: Path) -> Path:

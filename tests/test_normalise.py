@@ -223,6 +223,22 @@ def test_where_a_constant_is_needed_the_error_says_that_it_may_be_overridden() -
     assert [i.name for i in built.graph.input] == ["x", "seed"]
 
 
+@pytest.mark.parametrize(("domain", "name"), [("", "Relu"), ("ai.onnx", "Relu"), ("com.microsoft", "QuickGelu")])
+def test_functions_named_like_an_operator_are_not_run_in_its_place(domain: str, name: str) -> None:
+    source = model("g (float[2, 3] x) => (float[2, 3] y) { n = Neg (x) y = Relu (n) }")
+    source.graph.node[1].op_type, source.graph.node[1].domain = name, domain
+    imports = [onnx.helper.make_opsetid(d, 18 if d in ("", "ai.onnx") else 1) for d in {"", domain}]
+    body = [onnx.helper.make_node("Abs", ["i"], ["o"])]
+    source.functions.append(onnx.helper.make_function(domain, name, ["i"], ["o"], body, imports))
+    if domain == "com.microsoft":
+        source.opset_import.append(imports[-1] if imports[-1].domain else imports[0])
+    x = normal(2, 3)
+    built = run(gbprewrite.convert(source, "gradient", "seed"), x=x, seed=np.ones((2, 3), np.float32))
+    np.testing.assert_array_equal(built["y"], run(source, x=x)["y"])
+    if name == "Relu":
+        np.testing.assert_array_equal(built["x_gradient"], np.where(x < 0, -1, 0))
+
+
 def test_local_functions_are_inlined() -> None:
     text = """<ir_version: 8, opset_import: ["" : 18, "local" : 1]>
     g (float[N, 3] x) => (float[N, 3] y) { y = local.activate (x) }

@@ -1,11 +1,13 @@
 """A ModelProto whose weights lie in another file, as onnx.load(path, load_external_data=False) gives it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 import gbprewrite
 from gbprewrite import modelfile
@@ -102,6 +104,20 @@ class TestLargeModels:
         monkeypatch.setattr(modelfile, "PROTOBUF_LIMIT", 64 * 3 * 9 * 4 + 80 * 80 * 4)
         assert modelfile.is_large(self.source())
 
+    def test_weights_beyond_a_message_of_their_own_are_digested(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        small = self.source()
+        monkeypatch.setattr(modelfile, "PROTOBUF_LIMIT", 100)
+        monkeypatch.setattr(onnx.TensorProto, "SerializeToString", _short(onnx.TensorProto.SerializeToString))
+        digests = [modelfile.sha256(small)]
+        weight = small.graph.initializer[0]
+        for change in ({"raw_data": weight.raw_data[:-1] + b"?"}, {"name": "other"}, {"dims": [*weight.dims, 1]}):
+            changed = self.source()
+            changed.graph.initializer[0].ClearField("dims" if "dims" in change else "doc_string")
+            changed.graph.initializer[0].MergeFrom(onnx.TensorProto(**change))
+            digests.append(modelfile.sha256(changed))
+        assert len(set(digests)) == 4
+        assert modelfile.sha256(self.source()) == digests[0]
+
     def test_four_bits_are_half_a_byte(self, monkeypatch: pytest.MonkeyPatch) -> None:
         packed = onnx.helper.make_tensor("w", onnx.TensorProto.INT4, [3000], [1] * 3000)
         small = self.source()
@@ -115,3 +131,14 @@ def test_a_place_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "bytes.onnx").write_bytes(reference.SerializeToString().replace(b"m.data", b"m.\xff\xfeta"))
     with pytest.raises(ModelError, match="name that is not text"):
         gbprewrite.convert(tmp_path / "bytes.onnx")
+
+
+def _short(whole: Callable[..., bytes]) -> Callable[..., bytes]:
+    """SerializeToString as it ends at 2 GiB, with a limit of 1,000 bytes."""
+
+    def serialised(tensor: onnx.TensorProto, **options: bool) -> bytes:
+        if tensor.ByteSize() > 1000:
+            raise EncodeError("Failed to serialize proto")
+        return whole(tensor, **options)
+
+    return serialised

@@ -132,6 +132,20 @@ def test_a_sound_source_leaves_the_blame_with_us(monkeypatch: pytest.MonkeyPatch
         gbprewrite.convert(cnn())
 
 
+@pytest.mark.parametrize(
+    ("given", "body"),
+    [
+        ("float[4611686018427387904, 3, 4611686018427387904, 8] x", "m = Relu (x)"),
+        ("float[1, 3, 8, 8] x", "m = MaxPool <kernel_shape = [2, 2], dilations = [1000000000, 1000000000]> (x)"),
+    ],
+)
+def test_sizes_that_no_tensor_has_are_the_models(given: str, body: str) -> None:
+    text = f"g ({given}) => (float[a, b] y) {{ {body} r = Relu (m) p = GlobalAveragePool (r) y = Flatten (p) }}"
+    with pytest.raises(ModelError, match="beyond what can be computed with") as raised:
+        gbprewrite.convert(model(text), "gradient", 1)
+    assert "defect" not in str(raised.value)
+
+
 def test_a_flaw_that_onnxruntime_overlooks_is_told() -> None:
     nameless = _graph(lambda g: g.ClearField("name"))
     assert "name" in (gbprewrite.report.read_record(gbprewrite.convert(nameless)) or {})["flaw"]

@@ -1,6 +1,7 @@
 """Whether onnxruntime loads a file: asked in a process of its own, which a fault in compiled code may end.
 
-Loading happens on the CPU; where a kernel is missing there, on CUDA, if this onnxruntime has it.
+Constants of more than 16 MB are not worked out for it: a few hundred bytes may stand for gigabytes of them. Loading
+happens on the CPU; where a kernel is missing there, on CUDA, if this onnxruntime has it.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 from gbprewrite.errors import ModelError
 
+NO_MEMORY = ("bad_alloc", "Failed to allocate memory")  # as onnxruntime says it
 SECONDS = 600  # that a file may take to load
 PROGRAM = """
 import json, math, sys
@@ -35,6 +37,7 @@ def run(session):
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 options.add_session_config_entry("session.disable_prepacking", "1")
+options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", "16000000")
 providers = [["CPUExecutionProvider"]]
 if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
     providers.append(["CUDAExecutionProvider", "CPUExecutionProvider"])
@@ -100,6 +103,12 @@ def check_loads(result: Path, source: Path) -> str | None:
         return None
     before = load_once(source)
     version = f"onnxruntime {answer.version}".strip()
+    if before is not None and before.reason is None and any(words in answer.reason for words in NO_MEMORY):
+        raise ModelError(
+            f"{version} needs more memory than there is to load the result, whose tensors are as large as those of "
+            f"{source}. Nothing was written. Give it more memory, or check that the sizes in the model are what they "
+            "should be; --no-check writes it unloaded."
+        )
     if before is not None and before.reason is None:
         raise ModelError(
             f"{version} loads the source {source} and does not load its conversion: {_line(answer.reason, result)}. "

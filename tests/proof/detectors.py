@@ -20,6 +20,7 @@ from PIL import Image
 from gbprewrite.preprocessing import Options
 from gbprewrite.runtime.explain import PhotoExplainer
 from tests.oracle.torch_oracle import METHODS, explain, relative_l2
+from tests.proof.kinks import AwayFromKinks
 from tests.proof.torch_setup import LIBRARY, torch, torchvision
 
 nn, functional = torch.nn, torch.nn.functional
@@ -287,7 +288,8 @@ def _last(parent: Any) -> list[Any]:
 
 
 def build(detector: Detector, x: Any) -> Any:
-    """The network with random weights, each convolution scaled so that its values keep one size at x."""
+    """The network with random weights, each convolution scaled so that its values keep one size at x, and no value on
+    a kink."""
 
     def scale(part: Any, _inputs: Any, y: Any) -> Any:
         factor = float((0.3 if part in last else 0.8) / (y.std() + 1e-6))  # so that no Sigmoid saturates
@@ -314,6 +316,8 @@ def build(detector: Detector, x: Any) -> Any:
         net(x)
         for hook in hooks:
             hook.remove()
+        with AwayFromKinks():
+            net(x)
     return net
 
 
