@@ -1,5 +1,6 @@
 """gbprewrite: any exported CNN's .onnx file, with guided backpropagation, deconvnet and gradient maps as outputs."""
 
+from gbprewrite.checks.verify import Check, Verification, verify
 from gbprewrite.convert import convert, inspect
 from gbprewrite.errors import (
     DataError,
@@ -11,10 +12,9 @@ from gbprewrite.errors import (
     UnsupportedOperators,
     UsageError,
 )
+from gbprewrite.graft.record import Inspection
 from gbprewrite.layers import Layer, layers
-from gbprewrite.report import Inspection
 from gbprewrite.runtime.explainer import Explainer, Explanation
-from gbprewrite.verify import Check, Verification, verify
 from gbprewrite.version import __version__
 
 __all__ = [

@@ -11,40 +11,34 @@ from onnx import ModelProto
 from onnx.shape_inference import InferenceError
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from gbprewrite import (
-    attributes,
-    companions,
-    detections,
-    differentiate,
-    embedded,
-    heatmaps,
-    inner,
-    modelfile,
-    policies,
-    randomness,
-    report,
-    seed,
-    select,
-    soundness,
-    starts,
-    subset,
-)
-from gbprewrite.branches import names_inside
+from gbprewrite.backward import cotangents as seed
+from gbprewrite.backward import walk as differentiate
+from gbprewrite.backward.lowering import Builder
+from gbprewrite.backward.lowering.masks import DEEP
+from gbprewrite.backward.targets import SPELLINGS
 from gbprewrite.errors import GbprewriteError, ModelError, UnsupportedOperators, UsageError, first_line
-from gbprewrite.graft import check, declare_outputs, graft, keep_only, restore
-from gbprewrite.input_shapes import Shapes, fix
-from gbprewrite.input_shapes import missing as missing_shapes
-from gbprewrite.instances import Instances
-from gbprewrite.lowering import Builder
-from gbprewrite.lowering.masks import DEEP
-from gbprewrite.modelfile import opset_of
-from gbprewrite.normalise import normalise, parameters
-from gbprewrite.preprocessing import Options
-from gbprewrite.protos import copied
-from gbprewrite.settings import Settings
-from gbprewrite.spellings import SPELLINGS
-from gbprewrite.tensors import Tensor
-from gbprewrite.view import view
+from gbprewrite.graft import photographs as embedded
+from gbprewrite.graft import pictures as heatmaps
+from gbprewrite.graft import record as report
+from gbprewrite.graft.nodes import check, declare_outputs, graft, keep_only, restore
+from gbprewrite.methods import maps as companions
+from gbprewrite.methods import table as policies
+from gbprewrite.methods.instances import Instances
+from gbprewrite.model import attributes, soundness
+from gbprewrite.model import file as modelfile
+from gbprewrite.model.file import opset_of
+from gbprewrite.model.input_shapes import Shapes, fix
+from gbprewrite.model.input_shapes import missing as missing_shapes
+from gbprewrite.model.messages import copied
+from gbprewrite.model.tensors import Tensor
+from gbprewrite.normalise.branches import names_inside
+from gbprewrite.normalise.dialect import normalise, parameters
+from gbprewrite.options import Settings
+from gbprewrite.photos.preprocessing import Options
+from gbprewrite.select import detections, inner, starts, subset
+from gbprewrite.select import selection as select
+from gbprewrite.view import randomness
+from gbprewrite.view.forward import view
 
 BEYOND_NUMBERS = ("overflow", "Invalid dimension value")  # what onnx says of sizes that no tensor has
 

@@ -7,16 +7,19 @@ from typing import NamedTuple
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from gbprewrite import differentiate, policies, select, starts
+from gbprewrite.backward import walk as differentiate
 from gbprewrite.convert import blaming, load
-from gbprewrite.ends import ends
-from gbprewrite.graft import restore
-from gbprewrite.input_shapes import Shapes, fix
-from gbprewrite.normalise import normalise
-from gbprewrite.quantised import only_in_view
-from gbprewrite.symbols import UNKNOWN
-from gbprewrite.tensors import Tensor, is_float
-from gbprewrite.view import view
+from gbprewrite.graft.nodes import restore
+from gbprewrite.methods import table as policies
+from gbprewrite.model.input_shapes import Shapes, fix
+from gbprewrite.model.symbols import UNKNOWN
+from gbprewrite.model.tensors import Tensor, is_float
+from gbprewrite.normalise.dialect import normalise
+from gbprewrite.select import selection as select
+from gbprewrite.select import starts
+from gbprewrite.select.ends import ends
+from gbprewrite.view.forward import view
+from gbprewrite.view.quantised import only_in_view
 
 # These hand on the units that they are given, in another place or type.
 MOVES = (*policies.MOVES, "Dropout", "Flatten", "Pad")

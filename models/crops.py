@@ -13,7 +13,7 @@ from PIL import Image
 
 from gbprewrite import files
 from gbprewrite.cli.program import Script
-from gbprewrite.runtime import images
+from gbprewrite.photos import images
 
 LINES = (5, 2)
 

@@ -21,10 +21,11 @@ import efficientnet_lite0
 import torch_weights
 from onnx import ModelProto
 
-from gbprewrite import modelfile, printing
+from gbprewrite.cli import printing
 from gbprewrite.cli.program import Script
 from gbprewrite.errors import DataError, OutputError, UsageError
 from gbprewrite.files import whole
+from gbprewrite.model import file as modelfile
 
 PUBLIC = Path(__file__).parent / "public"
 # One platform's wheel for everybody: what is taken out of it is data, and the hashes then agree everywhere.

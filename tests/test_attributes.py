@@ -11,8 +11,8 @@ from onnx import helper
 from PIL import Image
 
 import gbprewrite
-from gbprewrite import attributes
 from gbprewrite.cli import main
+from gbprewrite.model import attributes
 from tests.cases import CASES, Case
 from tests.small import cnn, model, normal
 from tests.test_operators import build

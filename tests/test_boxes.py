@@ -12,10 +12,10 @@ from PIL import Image
 
 from gbprewrite.cli import main
 from gbprewrite.errors import UsageError
-from gbprewrite.preprocessing import Options
-from gbprewrite.runtime import boxes
-from gbprewrite.runtime.explain import PhotoExplainer, rows
-from gbprewrite.runtime.labels import Names
+from gbprewrite.photos.labels import Names
+from gbprewrite.photos.preprocessing import Options
+from gbprewrite.pictures import boxes
+from gbprewrite.pictures.explain import PhotoExplainer, rows
 from tests.detectors import DECODED, separate, yolov5, yolov8, yolov10, yolox
 from tests.small import run
 

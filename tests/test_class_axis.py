@@ -13,7 +13,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 import gbprewrite
-from gbprewrite import report
+from gbprewrite.graft import record as report
 from tests.head_forms import ASKED, BIAS, FORMS, NHWC, SINGLE, WEIGHTS, C, Form, H, K, W, constants
 from tests.small import Array, model, normal, run
 

@@ -16,9 +16,10 @@ from click.testing import Result
 from PIL import Image
 
 import gbprewrite
-from gbprewrite import modelfile, report
 from gbprewrite.cli import main
 from gbprewrite.cli.convert import default_path
+from gbprewrite.graft import record as report
+from gbprewrite.model import file as modelfile
 from tests.small import cnn, model, normal, run
 
 DIGITS = Path(__file__).parents[1] / "models" / "digits.onnx"

@@ -7,9 +7,9 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite.companions import MAPS
-from gbprewrite.policies import LIMITS, METHODS
-from gbprewrite.report import read_record
+from gbprewrite.graft.record import read_record
+from gbprewrite.methods.maps import MAPS
+from gbprewrite.methods.table import LIMITS, METHODS
 from tests.small import Array, cnn, model, normal, run
 
 X = normal(2, 3, 12, 12, seed=7)

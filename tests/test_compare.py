@@ -13,10 +13,11 @@ from PIL import Image
 import gbprewrite
 from gbprewrite.cli import main
 from gbprewrite.errors import ModelError, NoFeatureLayer, UsageError
-from gbprewrite.preprocessing import Options
-from gbprewrite.runtime import explain, explainer, gallery, session
-from gbprewrite.runtime.comparison import COLUMNS, Comparison
-from gbprewrite.runtime.pictures import style
+from gbprewrite.photos.preprocessing import Options
+from gbprewrite.pictures import explain, gallery
+from gbprewrite.pictures.comparison import COLUMNS, Comparison
+from gbprewrite.pictures.panels import style
+from gbprewrite.runtime import explainer, session
 from tests.small import cnn, model, normal
 
 UNIT = Options(preset="unit")

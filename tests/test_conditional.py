@@ -12,8 +12,8 @@ import pytest
 from onnx import numpy_helper
 
 import gbprewrite
-from gbprewrite.protos import elements
-from gbprewrite.reference import evaluate, evaluator, in_float64
+from gbprewrite.checks.reference import evaluate, evaluator, in_float64
+from gbprewrite.model.messages import elements
 from tests.small import Array, model, normal, run
 
 METHODS = ("gradient", "guided", "deconvnet")

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import gbprewrite
-from gbprewrite import idioms
+from gbprewrite.view import idioms
 from tests.small import model, run
 
 BLOCKS = 2000

@@ -10,13 +10,15 @@ import pytest
 from PIL import Image
 
 import gbprewrite
-from gbprewrite import embedded, graft, report
 from gbprewrite.cli import main
 from gbprewrite.errors import UsageError
-from gbprewrite.preprocessing import Options
-from gbprewrite.protos import copied
-from gbprewrite.runtime import images
-from gbprewrite.runtime.explain import PhotoExplainer
+from gbprewrite.graft import nodes as graft
+from gbprewrite.graft import photographs as embedded
+from gbprewrite.graft import record as report
+from gbprewrite.model.messages import copied
+from gbprewrite.photos import images
+from gbprewrite.photos.preprocessing import Options
+from gbprewrite.pictures.explain import PhotoExplainer
 from tests.small import Array, model, run
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -7,8 +7,9 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite import evidence, report
-from gbprewrite.preprocessing import Options, plan
+from gbprewrite.graft import record as report
+from gbprewrite.photos import evidence
+from gbprewrite.photos.preprocessing import Options, plan
 from tests.small import model
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"

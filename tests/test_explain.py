@@ -14,8 +14,9 @@ from PIL import Image
 import gbprewrite
 from gbprewrite import cli
 from gbprewrite.errors import DataError, GbprewriteError, UsageError
-from gbprewrite.preprocessing import Options
-from gbprewrite.runtime import explain, labels, layout
+from gbprewrite.photos import labels
+from gbprewrite.photos.preprocessing import Options
+from gbprewrite.pictures import explain, layout
 
 SHARED = Path(__file__).parents[2] / "shared"
 UNIT = Options(preset="unit")

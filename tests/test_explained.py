@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite import report
 from gbprewrite.errors import NoFeatureLayer, UsageError
+from gbprewrite.graft import record as report
 from tests.detectors import separate, yolov5, yolov8, yolox
 from tests.small import model, normal, run
 

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite.lowering import masks
+from gbprewrite.backward.lowering import masks
 from tests.small import Array, cnn, model, normal, run
 
 SPELLINGS = ("cpu", "cuda", "portable")

@@ -19,8 +19,9 @@ from click.testing import Result
 from PIL import Image
 
 import gbprewrite
-from gbprewrite import files, modelfile
+from gbprewrite import files
 from gbprewrite.errors import OutputError
+from gbprewrite.model import file as modelfile
 from tests.small import cnn, model, normal, run
 
 Cli = Callable[..., Result]

@@ -13,9 +13,10 @@ from PIL import Image
 
 from gbprewrite.cli import progress
 from gbprewrite.errors import DataError, OutputError, UsageError
-from gbprewrite.preprocessing import Options
-from gbprewrite.runtime import explain, gallery, layout, photofiles, sheet
-from gbprewrite.runtime.pictures import style
+from gbprewrite.photos import files as photofiles
+from gbprewrite.photos.preprocessing import Options
+from gbprewrite.pictures import explain, gallery, layout, sheet
+from gbprewrite.pictures.panels import style
 from tests.test_explain import PIXELS, SIZE, names, network, run, spatial
 
 UNIT = Options(preset="unit")

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite.report import read_record
+from gbprewrite.graft.record import read_record
 from tests.small import Array, model, normal, run
 
 KERNELS = {"u": normal(4, 3, 1, 1, seed=1), "v": normal(5, 1, 1, 1, seed=2)}

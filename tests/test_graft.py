@@ -8,10 +8,10 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite import report
 from gbprewrite.errors import ModelError, UsageError
-from gbprewrite.graft import restore
-from gbprewrite.modelfile import save
+from gbprewrite.graft import record as report
+from gbprewrite.graft.nodes import restore
+from gbprewrite.model.file import save
 from tests.small import cnn, model, normal, run
 
 METHODS = ("gradient", "guided", "deconvnet")

@@ -9,10 +9,11 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite import heads, report, starts
 from gbprewrite.errors import UsageError
-from gbprewrite.normalise import normalise
-from gbprewrite.view import view
+from gbprewrite.graft import record as report
+from gbprewrite.normalise.dialect import normalise
+from gbprewrite.select import heads, starts
+from gbprewrite.view.forward import view
 from tests.detectors import DECODED, conv, end_to_end, head, separate, yolov5, yolov8, yolov10, yolox
 from tests.small import model, normal, run
 

@@ -8,11 +8,11 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite import report
 from gbprewrite.cli import main
 from gbprewrite.errors import ModelError, UsageError
-from gbprewrite.preprocessing import Options, plan
-from gbprewrite.runtime import pictures
+from gbprewrite.graft import record as report
+from gbprewrite.photos.preprocessing import Options, plan
+from gbprewrite.pictures import panels as pictures
 from tests.small import Array, model, normal, run
 
 AXES = np.array([2, 3], np.int64)

@@ -17,7 +17,8 @@ from PIL import Image
 
 import gbprewrite
 from gbprewrite.errors import DataError
-from gbprewrite.runtime import arrayfiles, arrays, labels
+from gbprewrite.photos import labels
+from gbprewrite.runtime import arrayfiles, arrays
 from tests.small import cnn, normal
 
 Cli = Callable[..., Result]

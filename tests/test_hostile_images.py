@@ -15,8 +15,9 @@ from click.testing import Result
 from PIL import Image
 
 from gbprewrite.errors import DataError
-from gbprewrite.preprocessing import Options, plan
-from gbprewrite.runtime import images, photofiles
+from gbprewrite.photos import files as photofiles
+from gbprewrite.photos import images
+from gbprewrite.photos.preprocessing import Options, plan
 from tests.small import cnn
 
 Cli = Callable[..., Result]

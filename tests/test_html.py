@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import gbprewrite
-from gbprewrite.policies import LIMITS
+from gbprewrite.methods.table import LIMITS
 from tests.test_explain import PIXELS, SIZE, network, run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

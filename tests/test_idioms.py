@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gbprewrite
-from gbprewrite.reference import evaluate, in_float64
+from gbprewrite.checks.reference import evaluate, in_float64
 from tests.small import model
 
 CONSTANTS = {

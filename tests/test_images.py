@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from gbprewrite.errors import DataError, UsageError
-from gbprewrite.preprocessing import RESIZES, Options, numbers, plan, size
-from gbprewrite.runtime.images import fit, read
+from gbprewrite.photos.images import fit, read
+from gbprewrite.photos.preprocessing import RESIZES, Options, numbers, plan, size
 
 NCHW, NHWC = (1, 3, 4, 6), (1, 4, 6, 3)
 

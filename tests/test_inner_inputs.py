@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import gbprewrite
-from gbprewrite.report import read_record
+from gbprewrite.graft.record import read_record
 from tests.small import Array, cnn, model, normal, run
 
 KERNEL, HEAD = normal(4, 3, 1, 1, seed=1), normal(2, 4, seed=2)

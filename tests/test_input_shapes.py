@@ -11,7 +11,7 @@ from PIL import Image
 
 import gbprewrite
 from gbprewrite.cli import main
-from gbprewrite.input_shapes import Shapes, parse
+from gbprewrite.model.input_shapes import Shapes, parse
 from tests.small import cnn, model, normal, run
 
 

@@ -15,9 +15,9 @@ from onnx import helper
 from onnx.external_data_helper import convert_model_to_external_data
 
 import gbprewrite
-from gbprewrite import modelfile
 from gbprewrite.cli import main
-from gbprewrite.runtime import loading
+from gbprewrite.model import file as modelfile
+from gbprewrite.model import loading
 from tests.small import cnn, model, normal, run
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import gbprewrite
 from gbprewrite.errors import UsageError
-from gbprewrite.names import COMPARED, LETTERS, LONGEST, RANKED, SHOWN, shortlist, similar
+from gbprewrite.model.names import COMPARED, LETTERS, LONGEST, RANKED, SHOWN, shortlist, similar
 
 
 def _letters(length: int, seed: int) -> str:

@@ -7,12 +7,12 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite import report
-from gbprewrite.inference import infer
-from gbprewrite.modelfile import opset_of
-from gbprewrite.normalise import normalise
-from gbprewrite.opsets import UPGRADES
-from gbprewrite.tensors import read_type
+from gbprewrite.graft import record as report
+from gbprewrite.model.file import opset_of
+from gbprewrite.model.inference import infer
+from gbprewrite.model.tensors import read_type
+from gbprewrite.normalise.dialect import normalise
+from gbprewrite.normalise.opsets import UPGRADES
 from tests.small import Array, cnn, model, normal, run
 
 X = "float[2, 3, 4, 4] x"

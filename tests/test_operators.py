@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import gbprewrite
-from gbprewrite.reference import evaluate, evaluator
+from gbprewrite.checks.reference import evaluate, evaluator
 from tests.cases import CASES, Array, Case, Constant
 
 STEP = 1e-5  # a central difference in float64 then errs by about 1e-10

@@ -7,9 +7,9 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite import report
-from gbprewrite.differentiate import REFUSED
-from gbprewrite.rules import VJP
+from gbprewrite.backward.rules import VJP
+from gbprewrite.backward.walk import REFUSED
+from gbprewrite.graft import record as report
 from tests.small import model, normal, run
 
 KINDS = {"rule", "body", "no gradient", "refused", "com.microsoft"}

@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite import ordering
 from gbprewrite.errors import ModelError
+from gbprewrite.model import ordering
 from tests.small import cnn, normal, run
 
 

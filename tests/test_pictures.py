@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from gbprewrite.errors import DataError, OutputError, UsageError
-from gbprewrite.policies import LIMITS, METHODS
-from gbprewrite.runtime import layout, pictures
-from gbprewrite.runtime.layout import Measures, Row, compose, png, write
-from gbprewrite.runtime.pictures import SHOWS, Panel, around_grey, panel, panels, photo, style
+from gbprewrite.methods.table import LIMITS, METHODS
+from gbprewrite.pictures import layout
+from gbprewrite.pictures import panels as pictures
+from gbprewrite.pictures.layout import Measures, Row, compose, png, write
+from gbprewrite.pictures.panels import SHOWS, Panel, around_grey, panel, panels, photo, style
 
 SPREAD = np.linspace(-1, 1, 300).reshape(10, 10, 3)
 PHOTO = np.random.default_rng(0).integers(0, 256, (10, 10, 3), np.uint8)

@@ -15,11 +15,11 @@ from click.testing import Result
 from PIL import Image
 
 import gbprewrite
+from gbprewrite.checks.sanity.curves import picture
 from gbprewrite.errors import Obstacle, UnsupportedOperators
+from gbprewrite.pictures import layout
+from gbprewrite.pictures.panels import Panel
 from gbprewrite.plaintext import plain
-from gbprewrite.runtime import layout
-from gbprewrite.runtime.pictures import Panel
-from gbprewrite.sanity.curves import picture
 from tests.small import cnn, model, normal
 
 Cli = Callable[..., Result]
@@ -130,7 +130,7 @@ def test_one_way_to_the_terminal() -> None:
             r"(?<![\w.])(print|click\.echo|click\.secho|sys\.std\w+\.write|console\(\)\.print)\(", path.read_text()
         )
     }
-    assert elsewhere == {"printing.py"}
+    assert elsewhere == {"cli/printing.py"}
 
 
 def test_lines_of_an_error_are_its_own() -> None:
@@ -195,7 +195,7 @@ def test_curves_take_any_name(tmp_path: Path, cli: Cli, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", ["=1+1", "+cmd", "-2+3", "@SUM(1)", "\t=1", " =1", "＝1"])
 def test_tables_hold_no_formulas(name: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("skimage")
-    from gbprewrite.sanity import outputs
+    from gbprewrite.checks.sanity import outputs
 
     assert not str(outputs._cell(name)).lstrip().startswith(("=", "+", "-", "@", "＝"))
     assert (outputs._cell(-0.5), outputs._cell("conv1"), outputs._cell(None)) == (-0.5, "conv1", None)

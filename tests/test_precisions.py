@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import gbprewrite
-from gbprewrite.reference import evaluate
+from gbprewrite.checks.reference import evaluate
 from tests import small
 from tests.cases import CASES, Array, Case
 from tests.proof.shared_models import model as shared

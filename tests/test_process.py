@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import gbprewrite
-from gbprewrite import modelfile
+from gbprewrite.model import file as modelfile
 from tests.small import cnn, normal
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX's streams and signals")

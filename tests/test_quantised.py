@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import gbprewrite
-from gbprewrite.reference import evaluate
-from gbprewrite.report import read_record
+from gbprewrite.checks.reference import evaluate
+from gbprewrite.graft.record import read_record
 from tests.small import Array, model, run
 
 METHODS = ("gradient", "guided", "deconvnet")

@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite import graft
-from gbprewrite.report import read_record
+from gbprewrite.graft import nodes as graft
+from gbprewrite.graft.record import read_record
 from tests.small import Array, model, normal, run
 
 X, W = np.abs(normal(3, 40, seed=1)) + 0.1, normal(2, 40, seed=2)

@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite import report
 from gbprewrite.errors import GbprewriteError, ModelError
+from gbprewrite.graft import record as report
 from tests.small import cnn, normal
 
 METHODS = ["guided", "gradient"]

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite.policies import UNNAMED
+from gbprewrite.methods.table import UNNAMED
 from tests.small import Array, model, normal, run
 
 METHODS = ("gradient", "guided", "deconvnet")
@@ -300,18 +300,18 @@ def test_what_is_no_relu(name: str) -> None:
 )
 def test_derivative_of_what_is_no_relu(name: str) -> None:
     """Against central differences in float64, away from the bends."""
-    source = gbprewrite.reference.in_float64(source_of(RELATIVES[name][0]))
+    source = gbprewrite.checks.reference.in_float64(source_of(RELATIVES[name][0]))
     x = np.random.default_rng(3).uniform(-5, 5, (4, 8))
     ones: Array = np.ones((4, 8))
     built = gbprewrite.convert(source, "gradient", "seed")
-    found = gbprewrite.reference.evaluate(built, {"x": x, "seed": ones})["x_gradient"]
-    above, below = (gbprewrite.reference.evaluate(source, {"x": x + step})["y"] for step in (1e-5, -1e-5))
+    found = gbprewrite.checks.reference.evaluate(built, {"x": x, "seed": ones})["x_gradient"]
+    above, below = (gbprewrite.checks.reference.evaluate(source, {"x": x + step})["y"] for step in (1e-5, -1e-5))
     np.testing.assert_allclose(found, (above - below) / 2e-5, rtol=1e-6, atol=1e-7)
 
 
 def test_gate_like_nodes_are_in_the_record_and_in_the_message() -> None:
     body = "p = Greater (x, one) a = Where (p, x, zero) y = Relu (a)"
-    record = gbprewrite.report.read_record(gbprewrite.convert(source_of(body), "guided", "seed"))
+    record = gbprewrite.graft.record.read_record(gbprewrite.convert(source_of(body), "guided", "seed"))
     assert record is not None
     assert [(row["operator"], row["role"]) for row in record["activations"]] == [("Where", UNNAMED)]
     with pytest.raises(gbprewrite.ModelError, match=r"1 Where.*gate-like.*inspect"):

@@ -7,7 +7,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gbprewrite.reference import CORRECTIONS, evaluate, in_float64
+from gbprewrite.checks.reference import CORRECTIONS, evaluate, in_float64
 from tests.cases import distinct, ints, normal
 
 CASES: list[tuple[str, int, list[Any], dict[str, Any]]] = [

@@ -10,8 +10,8 @@ import pytest
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 import gbprewrite
-from gbprewrite import modelfile
 from gbprewrite.errors import ModelError
+from gbprewrite.model import file as modelfile
 from tests.small import model, normal, run
 
 TEXT = """g (float[N, 3, 8, 8] x) => (float[N, 6] y) {

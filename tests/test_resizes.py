@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite.resizes import length
+from gbprewrite.normalise.resizes import length
 from tests.small import Array, model, normal, run
 
 Row = tuple[int, list[int], str, dict[str, Array], str]

@@ -13,8 +13,10 @@ import onnxruntime
 import pytest
 
 import gbprewrite
-from gbprewrite import DataError, Explainer, ModelError, OutputError, RuntimeUnavailable, UsageError, modelfile
-from gbprewrite.runtime import arrayfiles, arrays, layout
+from gbprewrite import DataError, Explainer, ModelError, OutputError, RuntimeUnavailable, UsageError
+from gbprewrite.model import file as modelfile
+from gbprewrite.pictures import layout
+from gbprewrite.runtime import arrayfiles, arrays
 from gbprewrite.runtime import session as sessions
 from gbprewrite.runtime.session import CPU, CUDA, Session
 from tests.small import cnn, model, normal, run

@@ -14,12 +14,12 @@ from onnx import numpy_helper
 from PIL import Image
 
 import gbprewrite
+from gbprewrite.checks.sanity import layers as weighted
+from gbprewrite.checks.sanity import outputs, similarity
+from gbprewrite.checks.sanity.randomisation import RandomisationTest, sanity
 from gbprewrite.errors import DataError, ModelError, RuntimeUnavailable, UsageError
-from gbprewrite.preprocessing import Options
+from gbprewrite.photos.preprocessing import Options
 from gbprewrite.runtime.explainer import Explainer
-from gbprewrite.sanity import layers as weighted
-from gbprewrite.sanity import outputs, similarity
-from gbprewrite.sanity.randomisation import RandomisationTest, sanity
 from tests.small import model, normal
 
 scipy_stats = pytest.importorskip("scipy.stats")

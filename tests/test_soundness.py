@@ -11,8 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import convert_model_to_external_data
 
 import gbprewrite
-from gbprewrite import graft, soundness
 from gbprewrite.errors import ModelError
+from gbprewrite.graft import nodes as graft
+from gbprewrite.model import soundness
 from tests.small import cnn, model, normal
 
 
@@ -148,7 +149,7 @@ def test_sizes_that_no_tensor_has_are_the_models(given: str, body: str) -> None:
 
 def test_a_flaw_that_onnxruntime_overlooks_is_told() -> None:
     nameless = _graph(lambda g: g.ClearField("name"))
-    assert "name" in (gbprewrite.report.read_record(gbprewrite.convert(nameless)) or {})["flaw"]
+    assert "name" in (gbprewrite.graft.record.read_record(gbprewrite.convert(nameless)) or {})["flaw"]
 
 
 def _apart(folder: Path, change: Callable[[TensorProto], object]) -> Path:

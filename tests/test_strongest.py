@@ -7,9 +7,10 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite import report, subset
+from gbprewrite.checks.verify import verify
 from gbprewrite.errors import UsageError
-from gbprewrite.verify import verify
+from gbprewrite.graft import record as report
+from gbprewrite.select import subset
 from tests.small import model, normal, run
 
 WEIGHTS = normal(6, 2, 1, 1)

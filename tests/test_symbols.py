@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from gbprewrite.inference import infer
-from gbprewrite.tensors import read_type
+from gbprewrite.model.inference import infer
+from gbprewrite.model.tensors import read_type
 from tests.small import model, normal, run
 
 SIZES = [(1, 16, 17), (2, 23, 16), (3, 19, 30)]  # N, H, W

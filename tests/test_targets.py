@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite import report
+from gbprewrite.graft import record as report
 from tests.small import cnn, model, normal, run
 
 X = normal(4, 3, 12, 12, seed=9)

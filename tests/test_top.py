@@ -14,9 +14,9 @@ from PIL import Image
 
 import gbprewrite
 from gbprewrite.errors import DataError, UsageError
-from gbprewrite.preprocessing import Options
-from gbprewrite.runtime import topsheet
-from gbprewrite.runtime.top import Box, Example, TopImages, Winner, field
+from gbprewrite.photos.preprocessing import Options
+from gbprewrite.pictures import topsheet
+from gbprewrite.pictures.top import Box, Example, TopImages, Winner, field
 from tests.small import cnn, model, run
 
 Cli = Callable[..., Result]

@@ -10,7 +10,10 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 import gbprewrite
-from gbprewrite import ModelError, UsageError, modelfile, report, trial
+from gbprewrite import ModelError, UsageError
+from gbprewrite.checks import trial
+from gbprewrite.graft import record as report
+from gbprewrite.model import file as modelfile
 from tests.small import cnn, model, normal
 
 METHODS = ["guided", "deconvnet", "gradient"]
@@ -181,7 +184,7 @@ def test_where_nothing_computes_the_maps_again_the_verdict_is_not_ok(monkeypatch
 
     converted = gbprewrite.convert(cnn(), "guided")
     monkeypatch.setattr(trial, "SECONDS_A_PASS", -1.0)
-    monkeypatch.setattr("gbprewrite.other_spelling.maps", stop)
+    monkeypatch.setattr("gbprewrite.checks.other_lowering.maps", stop)
     found = gbprewrite.verify(converted, providers="cpu")
     assert not found.ok
     assert not found.failed

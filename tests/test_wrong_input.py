@@ -18,7 +18,8 @@ from onnx.external_data_helper import convert_model_to_external_data
 from PIL import Image
 
 import gbprewrite
-from gbprewrite import modelfile, report
+from gbprewrite.graft import record as report
+from gbprewrite.model import file as modelfile
 from tests.small import cnn, model, normal
 
 

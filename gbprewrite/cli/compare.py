@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from gbprewrite import console
+from gbprewrite.cli import console
 from gbprewrite.cli.options import given
 from gbprewrite.cli.photographs import Said, photograph_options, work
 
@@ -24,7 +24,7 @@ def compare(ctx: click.Context, /, said: Said, no_switches: bool, **options: Any
     From one file, in one run: gradient, deconvnet, guided, Grad-CAM and Guided Grad-CAM, or each --method. An IMAGE is
     a file, a folder, or a quoted pattern, as for explain. How alike the maps are is printed at the end.
     """
-    from gbprewrite.runtime.comparison import Comparison  # brings matplotlib
+    from gbprewrite.pictures.comparison import Comparison  # brings matplotlib
 
     comparison = Comparison(said.model, no_switches=no_switches, **given(options))
     status = work(said, comparison)

@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 import gbprewrite
-from gbprewrite import console, files, heatmaps, modelfile
+from gbprewrite import files
+from gbprewrite.cli import console
 from gbprewrite.cli.options import (
     AT_RUN_TIME,
     FILE,
@@ -21,9 +22,11 @@ from gbprewrite.cli.options import (
     quiet_option,
 )
 from gbprewrite.convert import load
-from gbprewrite.policies import METHODS
-from gbprewrite.preprocessing import Options
-from gbprewrite.runtime.loading import check_loads
+from gbprewrite.graft import pictures as heatmaps
+from gbprewrite.methods.table import METHODS
+from gbprewrite.model import file as modelfile
+from gbprewrite.model.loading import check_loads
+from gbprewrite.photos.preprocessing import Options
 
 
 def default_path(model: Path, methods: tuple[str, ...]) -> Path:

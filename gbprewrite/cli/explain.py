@@ -8,7 +8,7 @@ from gbprewrite.cli.options import given
 from gbprewrite.cli.photographs import Said, photograph_options, work
 
 if TYPE_CHECKING:
-    from gbprewrite.runtime.explain import ExplainedPhoto, PhotoExplainer
+    from gbprewrite.pictures.explain import ExplainedPhoto, PhotoExplainer
 
 
 class Explaining:
@@ -21,7 +21,7 @@ class Explaining:
 
     def open(self, **options: Any) -> "PhotoExplainer":
         """See `photographs.Job`."""
-        from gbprewrite.runtime.explain import PhotoExplainer  # brings matplotlib
+        from gbprewrite.pictures.explain import PhotoExplainer  # brings matplotlib
 
         return PhotoExplainer(self.model, **self.options, **options)
 

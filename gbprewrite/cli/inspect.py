@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 import gbprewrite
-from gbprewrite import console
+from gbprewrite.cli import console
 from gbprewrite.cli.options import FILE, INPUT_SHAPE, json_option, print_json
-from gbprewrite.input_shapes import Shapes
+from gbprewrite.model.input_shapes import Shapes
 
 
 @click.command()

@@ -2,8 +2,9 @@
 
 import click
 
-from gbprewrite import console, report
+from gbprewrite.cli import console
 from gbprewrite.cli.options import json_option, print_json
+from gbprewrite.graft import record as report
 
 
 @click.command()

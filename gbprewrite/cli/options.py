@@ -9,11 +9,13 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from gbprewrite import input_shapes, preprocessing, printing
-from gbprewrite.companions import BASELINES
+from gbprewrite.backward.targets import SPELLINGS
+from gbprewrite.cli import printing
 from gbprewrite.errors import UsageError
-from gbprewrite.policies import METHODS
-from gbprewrite.spellings import SPELLINGS
+from gbprewrite.methods.maps import BASELINES
+from gbprewrite.methods.table import METHODS
+from gbprewrite.model import input_shapes
+from gbprewrite.photos import preprocessing
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Options = dict[str, Any]

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import click
 
-from gbprewrite import printing
-from gbprewrite.cli import progress
+from gbprewrite.cli import printing, progress
 from gbprewrite.cli.drawing import drawing_options
 from gbprewrite.cli.options import (
     FILE,
@@ -23,11 +22,11 @@ from gbprewrite.cli.options import (
     provider_option,
     quiet_option,
 )
-from gbprewrite.preprocessing import Options
-from gbprewrite.runtime import labels as class_labels
+from gbprewrite.photos import labels as class_labels
+from gbprewrite.photos.preprocessing import Options
 
 if TYPE_CHECKING:
-    from gbprewrite.runtime.explain import ExplainedPhoto, PhotoExplainer
+    from gbprewrite.pictures.explain import ExplainedPhoto, PhotoExplainer
 
 ARGUMENTS = (
     click.argument("model", type=FILE),
@@ -117,9 +116,10 @@ class Job(Protocol):
 def work(said: Said, job: Job) -> int:
     """Explain each image and write what is wanted. Returns the exit status: 1 when an image failed."""
     # These bring matplotlib, which the other commands can do without.
-    from gbprewrite.runtime import explain as explanations
-    from gbprewrite.runtime import gallery, photofiles
-    from gbprewrite.runtime import pictures as maps
+    from gbprewrite.photos import files as photofiles
+    from gbprewrite.pictures import explain as explanations
+    from gbprewrite.pictures import gallery
+    from gbprewrite.pictures import panels as maps
 
     style = maps.style(**said.drawing)
     found = photofiles.find(said.photos)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
-from gbprewrite import printing
+from gbprewrite.cli import printing
 
 ENDING = ("SIGTERM", "SIGHUP")  # SIGINT is Python's KeyboardInterrupt already
 

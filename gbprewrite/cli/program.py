@@ -4,8 +4,7 @@ from typing import Any
 
 import click
 
-from gbprewrite import printing
-from gbprewrite.cli import process
+from gbprewrite.cli import printing, process
 from gbprewrite.errors import GbprewriteError, OutputError
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 import gbprewrite
-from gbprewrite import console, files, modelfile, printing
+from gbprewrite import files
+from gbprewrite.cli import console, printing
 from gbprewrite.cli.options import (
     FILE,
     force_option,
@@ -16,6 +17,7 @@ from gbprewrite.cli.options import (
     provider_option,
     quiet_option,
 )
+from gbprewrite.model import file as modelfile
 from gbprewrite.runtime import arrayfiles
 from gbprewrite.runtime.explainer import load_converted, slots_of
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from gbprewrite import console
-from gbprewrite.cli import progress
+from gbprewrite.checks.sanity import METHODS as COMPARED
+from gbprewrite.cli import console, progress
 from gbprewrite.cli.options import (
     CONVERSION,
     FILE,
@@ -21,10 +21,9 @@ from gbprewrite.cli.options import (
     provider_option,
     quiet_option,
 )
-from gbprewrite.policies import METHODS
-from gbprewrite.preprocessing import Options
-from gbprewrite.runtime import labels as class_labels
-from gbprewrite.sanity import METHODS as COMPARED
+from gbprewrite.methods.table import METHODS
+from gbprewrite.photos import labels as class_labels
+from gbprewrite.photos.preprocessing import Options
 
 
 def _conversion_options(command: Command) -> Command:
@@ -95,9 +94,9 @@ def sanity(
     quoted pattern. Needs the extra `sanity`: pip install 'gbprewrite[sanity]'.
     """
     # These bring matplotlib, which the other commands can do without.
-    from gbprewrite.runtime import photofiles
-    from gbprewrite.sanity import outputs
-    from gbprewrite.sanity.randomisation import RandomisationTest
+    from gbprewrite.checks.sanity import outputs
+    from gbprewrite.checks.sanity.randomisation import RandomisationTest
+    from gbprewrite.photos import files as photofiles
 
     path = output or outputs.default_path(model)
     found_photos = photofiles.find(photos).images

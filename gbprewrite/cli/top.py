@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from gbprewrite import console, modelfile, printing
-from gbprewrite.cli import progress
+from gbprewrite.cli import console, printing, progress
 from gbprewrite.cli.options import (
     CLASS_AXIS,
     FILE,
@@ -23,8 +22,9 @@ from gbprewrite.cli.options import (
     quiet_option,
 )
 from gbprewrite.errors import DataError, UsageError
+from gbprewrite.model import file as modelfile
+from gbprewrite.photos.preprocessing import Options
 from gbprewrite.plaintext import cut
-from gbprewrite.preprocessing import Options
 
 
 def _channels(_ctx: click.Context, _param: click.Parameter, text: str) -> tuple[int, ...]:
@@ -101,8 +101,9 @@ def top(
     is 1.
     """
     # These bring matplotlib, which the other commands can do without.
-    from gbprewrite.runtime import gallery, photofiles, topsheet
-    from gbprewrite.runtime.top import TopImages
+    from gbprewrite.photos import files as photofiles
+    from gbprewrite.pictures import gallery, topsheet
+    from gbprewrite.pictures.top import TopImages
 
     path = topsheet.place(output, model, layer)
     found = photofiles.find(photos).images

@@ -5,8 +5,7 @@ from pathlib import Path
 import click
 
 import gbprewrite
-from gbprewrite import console
-from gbprewrite.cli import progress
+from gbprewrite.cli import console, progress
 from gbprewrite.cli.options import FILE, json_option, print_json, provider_option
 from gbprewrite.runtime import arrayfiles
 from gbprewrite.runtime.explainer import load_converted, slots_of

@@ -10,16 +10,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from onnx import ModelProto
 
-from gbprewrite import embedded, report
+from gbprewrite.backward.cotangents import parse
+from gbprewrite.backward.targets import suited
 from gbprewrite.convert import convert, load
 from gbprewrite.errors import DataError, ModelError, NotFinite, UsageError
-from gbprewrite.final_activation import show_score
-from gbprewrite.protos import copied
-from gbprewrite.runtime import arrays, finiteness, images
+from gbprewrite.graft import photographs as embedded
+from gbprewrite.graft import record as report
+from gbprewrite.model.messages import copied
+from gbprewrite.photos import images
+from gbprewrite.runtime import arrays, finiteness
 from gbprewrite.runtime.session import Session
-from gbprewrite.seed import parse
-from gbprewrite.spellings import suited
-from gbprewrite.subset import text_of
+from gbprewrite.select.final_activation import show_score
+from gbprewrite.select.subset import text_of
 
 Array = NDArray[Any]
 

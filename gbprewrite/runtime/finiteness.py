@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gbprewrite import report
-from gbprewrite.class_axis import samples_first
+from gbprewrite.graft import record as report
+from gbprewrite.select.class_axis import samples_first
 
 Array = NDArray[Any]
 FEW = 5  # samples that are named

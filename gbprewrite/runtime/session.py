@@ -13,9 +13,9 @@ from typing import Any
 
 from onnx import ModelProto
 
-from gbprewrite import modelfile
 from gbprewrite.errors import DataError, ModelError, RuntimeUnavailable, UsageError, first_line
-from gbprewrite.protos import copied
+from gbprewrite.model import file as modelfile
+from gbprewrite.model.messages import copied
 from gbprewrite.runtime.binding import Bindings
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"

@@ -14,7 +14,7 @@ from tests.bench.processes import Process, peak_bytes
 def gbprewrite(source: str, file: str, **options: Any) -> None:
     """This project, as `gbprewrite convert` calls it."""
     from gbprewrite import convert
-    from gbprewrite.modelfile import save
+    from gbprewrite.model.file import save
 
     save(convert(source, **options), file, force=True)
 

@@ -20,7 +20,7 @@ import pytest
 
 import gbprewrite
 from gbprewrite.errors import GbprewriteError
-from gbprewrite.policies import METHODS
+from gbprewrite.methods.table import METHODS
 from tests.bench.networks import ROOT, Unavailable
 
 PLACE = ROOT.parent / "shared/cuda_placement/place.py"

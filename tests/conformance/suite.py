@@ -19,10 +19,10 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, helper, numpy_helper
 
 import gbprewrite
-from gbprewrite.modelfile import opset_of
-from gbprewrite.normalise import normalise
-from gbprewrite.reference import evaluate, evaluator, in_float64
-from gbprewrite.report import read_record
+from gbprewrite.checks.reference import evaluate, evaluator, in_float64
+from gbprewrite.graft.record import read_record
+from gbprewrite.model.file import opset_of
+from gbprewrite.normalise.dialect import normalise
 
 Array = np.ndarray[Any, Any]
 SCALES = {"Resize": (2,), "Upsample": (1,)}

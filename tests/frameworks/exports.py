@@ -17,7 +17,7 @@ from onnx import ModelProto
 import gbprewrite
 from tests.frameworks import network  # or a skip that gives the reason
 
-from gbprewrite.report import read_record  # isort: skip
+from gbprewrite.graft.record import read_record  # isort: skip
 from tests.frameworks.environments import interpreter
 from tests.frameworks.shapes import CHANNELS
 from tests.oracle.torch_oracle import METHODS, relative_l2

@@ -1,7 +1,7 @@
 """What becomes of one file: refused in words, or converted to what is right.
 
 The source's own outputs are onnxruntime's. The gradient is held against differences of the source in float64, by ONNX's
-reference evaluator (see gbprewrite.reference for its corrections), where that agrees with onnxruntime's outputs.
+reference evaluator (see gbprewrite.checks.reference for its corrections), where that agrees with onnxruntime's outputs.
 """
 
 import resource
@@ -18,7 +18,8 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 import gbprewrite
-from gbprewrite import reference, report
+from gbprewrite.checks import reference
+from gbprewrite.graft import record as report
 from tests.fuzz.models import feed
 from tests.small import Array
 
@@ -155,7 +156,7 @@ def _ending_in(model: ModelProto, score: str) -> bytes:
 def _scored(model: ModelProto, score: str) -> ModelProto:
     part = ModelProto()
     part.CopyFrom(model)
-    own = gbprewrite.graft.restore(part)  # without the backward part, whose inputs nobody feeds
+    own = gbprewrite.graft.nodes.restore(part)  # without the backward part, whose inputs nobody feeds
     del own.graph.output[:]
     own.graph.output.append(onnx.ValueInfoProto(name=score))
     return own

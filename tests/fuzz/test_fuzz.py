@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 import gbprewrite
-from gbprewrite import report
+from gbprewrite.graft import record as report
 from tests.fuzz import campaign
 from tests.fuzz.campaign import cases, line
 from tests.fuzz.judge import FAULTS, Outcome, judge

@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from PIL import Image
 
-from gbprewrite.preprocessing import Options
-from gbprewrite.runtime.explain import PhotoExplainer
+from gbprewrite.photos.preprocessing import Options
+from gbprewrite.pictures.explain import PhotoExplainer
 from tests.oracle.torch_oracle import METHODS, explain, relative_l2
 from tests.proof.kinks import AwayFromKinks
 from tests.proof.torch_setup import LIBRARY, torch, torchvision

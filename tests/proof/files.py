@@ -14,7 +14,7 @@ import torch
 from onnx import ModelProto, helper
 
 import gbprewrite
-from gbprewrite.report import read_record
+from gbprewrite.graft.record import read_record
 from tests.oracle.onnx_oracle import Explanation, Oracle
 from tests.oracle.torch_oracle import METHODS, relative_l2
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 import gbprewrite
-from gbprewrite.report import read_record
+from gbprewrite.graft.record import read_record
 from tests.oracle.torch_oracle import METHODS, Maps, explain, relative_l2
 from tests.proof.kinks import AwayFromKinks
 from tests.proof.torch_setup import torch

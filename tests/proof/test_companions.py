@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import gbprewrite
-from gbprewrite import reference
-from gbprewrite.report import read_record
+from gbprewrite.checks import reference
+from gbprewrite.graft.record import read_record
 from tests.proof.torch_setup import torch  # torch and torchvision, or a skip: before zoo
 from tests.small import run
 

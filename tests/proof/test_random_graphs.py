@@ -19,7 +19,7 @@ from onnx import ModelProto  # noqa: E402
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument  # noqa: E402
 
 import gbprewrite  # noqa: E402
-from gbprewrite.report import read_record  # noqa: E402
+from gbprewrite.graft.record import read_record  # noqa: E402
 from tests.oracle.onnx_oracle import Oracle  # noqa: E402
 from tests.oracle.torch_oracle import METHODS, relative_l2  # noqa: E402
 from tests.proof.files import one_thread, run  # noqa: E402, F401

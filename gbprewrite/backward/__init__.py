@@ -1,0 +1,1 @@
+"""The way back: cotangents of the score become cotangents of the inputs, node by node."""

@@ -1,0 +1,27 @@
+"""Convolutions: the VJP of a convolution is a transposed convolution, and the other way round.
+
+Source: https://onnx.ai/onnx/operators/onnx__Conv.html and onnx__ConvTranspose.html; Dumoulin and Visin 2016,
+"A guide to convolution arithmetic for deep learning", section 4.
+"""
+
+from gbprewrite.backward.rules import vjp
+
+
+@vjp("Conv")
+def conv(op, dy, y, x, w, b=None, **window):
+    """dx = dy ⊛ᵀ w,  dw = x ⋆ dy,  db = Σ dy"""
+    return (
+        lambda: op.conv_input_grad(dy, x, w, **window),
+        lambda: op.conv_weight_grad(dy, x, w, **window),
+        lambda: op.sum_but_channels(dy),
+    )
+
+
+@vjp("ConvTranspose")
+def conv_transpose(op, dy, y, x, w, b=None, **window):
+    """dx = dy ⋆ w,  dw = dy ⋆ x,  db = Σ dy"""
+    return (
+        lambda: op.conv_transpose_input_grad(dy, x, w, **window),
+        lambda: op.conv_transpose_weight_grad(dy, x, w, **window),
+        lambda: op.sum_but_channels(dy),
+    )

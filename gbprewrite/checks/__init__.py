@@ -1,0 +1,1 @@
+"""What a converted file promises, and what a map does not prove."""

@@ -1,0 +1,1 @@
+"""Attribution methods: how each treats rectifiers, and what it makes of the cotangents."""

@@ -1,0 +1,1 @@
+"""Photographs: which files, their pixels, and the numbers that a network takes."""

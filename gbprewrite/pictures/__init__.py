@@ -1,0 +1,1 @@
+"""Maps as pictures: panels, pages, contact sheets, reports."""
