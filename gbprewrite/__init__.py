@@ -1,7 +1,7 @@
 """gbprewrite: any exported CNN's .onnx file, with guided backpropagation, deconvnet and gradient maps as outputs."""
 
 from gbprewrite.checks.verify import Check, Verification, verify
-from gbprewrite.convert import convert, inspect
+from gbprewrite.convert import convert
 from gbprewrite.errors import (
     DataError,
     GbprewriteError,
@@ -12,7 +12,7 @@ from gbprewrite.errors import (
     UnsupportedOperators,
     UsageError,
 )
-from gbprewrite.graft.record import Inspection
+from gbprewrite.inspect import Inspection, inspect
 from gbprewrite.layers import Layer, layers
 from gbprewrite.runtime.explainer import Explainer, Explanation
 from gbprewrite.version import __version__

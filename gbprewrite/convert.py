@@ -1,81 +1,43 @@
 """load → normalise → view → select → differentiate → graft: read this file first."""
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
-from onnx.shape_inference import InferenceError
-from onnx_graphsurgeon.logger import G_LOGGER
 
 from gbprewrite.backward import cotangents as seed
-from gbprewrite.backward import walk as differentiate
+from gbprewrite.backward import coverage
+from gbprewrite.backward.coverage import KNOWN
 from gbprewrite.backward.lowering import Builder
 from gbprewrite.backward.lowering.masks import DEEP
 from gbprewrite.backward.targets import SPELLINGS
-from gbprewrite.errors import GbprewriteError, ModelError, UnsupportedOperators, UsageError, first_line
+from gbprewrite.errors import ModelError, UnsupportedOperators, UsageError
 from gbprewrite.graft import photographs as embedded
 from gbprewrite.graft import pictures as heatmaps
 from gbprewrite.graft import record as report
-from gbprewrite.graft.nodes import check, declare_outputs, graft, keep_only, restore
+from gbprewrite.graft.nodes import check, declare_outputs, graft, keep_only
+from gbprewrite.graft.restore import blaming, load
 from gbprewrite.methods import maps as companions
-from gbprewrite.methods import table as policies
-from gbprewrite.methods.instances import Instances
-from gbprewrite.model import attributes, soundness
+from gbprewrite.methods import table
+from gbprewrite.methods.instances import Appended, Instances
 from gbprewrite.model import file as modelfile
 from gbprewrite.model.file import opset_of
 from gbprewrite.model.input_shapes import Shapes, fix
 from gbprewrite.model.input_shapes import missing as missing_shapes
-from gbprewrite.model.messages import copied
+from gbprewrite.model.messages import copied, names_inside
 from gbprewrite.model.tensors import Tensor
-from gbprewrite.normalise.branches import names_inside
-from gbprewrite.normalise.dialect import normalise, parameters
+from gbprewrite.normalise.dialect import normalise
 from gbprewrite.options import Settings
 from gbprewrite.photos.preprocessing import Options
 from gbprewrite.select import detections, inner, starts, subset
-from gbprewrite.select import selection as select
-from gbprewrite.view import randomness
+from gbprewrite.select.score import check_names, find_way, select
+from gbprewrite.select.selection import Selection
+from gbprewrite.select.target import aim, parse_target
+from gbprewrite.view import paths, randomness
 from gbprewrite.view.forward import view
-
-BEYOND_NUMBERS = ("overflow", "Invalid dimension value")  # what onnx says of sizes that no tensor has
-
-
-@contextlib.contextmanager
-def blaming(model: str | os.PathLike[str] | ModelProto) -> Iterator[None]:
-    """Turn a crash on a damaged model into a ModelError that says what is wrong with the model."""
-    try:
-        with G_LOGGER.suppress(G_LOGGER.ERROR):  # onnx reads bfloat16 by now; and warnings would go to stdout
-            yield
-    except GbprewriteError:
-        raise
-    except MemoryError as error:
-        raise ModelError(
-            "the model asks for more memory than there is. If it is of a usual size, close other programs; else its "
-            "shapes or attributes are damaged: export it again."
-        ) from error
-    except Exception as error:
-        if isinstance(error, InferenceError) and any(words in str(error) for words in BEYOND_NUMBERS):
-            raise ModelError(
-                f"the model's sizes are beyond what can be computed with: {first_line(error)}. Check the shapes of its "
-                "inputs and the kernels, dilations and pads of its nodes, and export it again."
-            ) from error
-        given = load(model, replace=None)
-        words = soundness.flaw(given)
-        if words:
-            raise ModelError(f"the model is not valid: {words}. Export it again.") from error
-        what = f"the model can't be worked on ({type(error).__name__}: {first_line(error)})"
-        if report.read_record(given) is not None:
-            raise ModelError(
-                f"{what}. It is a converted one, so its record may have been changed since. Convert the source again; "
-                "if that does not help, this is a defect of gbprewrite: please report it with both files."
-            ) from error
-        raise ModelError(
-            f"{what}. It passes ONNX's full check, and onnxruntime loads it where that is installed, so this is a "
-            "defect of gbprewrite: please report it with the model."
-        ) from error
 
 
 def convert(
@@ -179,8 +141,8 @@ def convert(
             already.
         UnsupportedOperators: operators between score and input that have no rule; all of them are listed.
     """
-    methods = select.methods(method)
-    wanted, explained = select.aim(target, score, layer, methods)
+    methods = table.methods(method)
+    wanted, explained = aim(target, score, layer, methods)
     if optimize_for not in SPELLINGS:
         raise UsageError(f"--optimize-for {optimize_for!r}: choose {', '.join(SPELLINGS)}.")
     inputs, rectify = ((v,) if isinstance(v, str) else tuple(v) for v in (inputs, rectify))
@@ -234,21 +196,23 @@ def _converted(
     prefix: str,
 ) -> tuple[ModelProto, dict[str, Any]]:
     """The converted model, still without its record; and the record."""
-    methods, wanted = method, seed.parse(target)
-    result = normalise(source, opset)
+    methods, wanted = method, parse_target(target)
+    result = normalise(source, KNOWN, opset)
     only_inputs = set(inputs) <= {i.name for i in result.graph.input}
-    graph = view(result, rearrange=only_inputs and not companions.reads_layer(methods))
+    graph = view(result, KNOWN, rearrange=only_inputs and not companions.reads_layer(methods))
     drawing = settings.pictures
     declare_outputs(result, graph)
     moved = wanted.kind != "seed"  # which is shaped like the score itself
-    chosen = select.select(graph, result, score, inputs, class_axis, through_softmax, opset_of(result), moved)
+    way = find_way(graph, result, score, inputs, through_softmax)
+    coverage.check(paths.with_branches(way.nodes, way.inputs), opset_of(result))
+    chosen = select(graph, result, way, bool(inputs), class_axis, moved)
     head = detections.find(graph, starts.real_inputs(graph, result), chosen, wanted, channels)
     chosen = detections.counted(chosen, head, class_axis)
     randomness.refuse_other_points(chosen.score, methods)
     masks = randomness.show_masks(result, graph, chosen.nodes, prefix)
     chosen = chosen._replace(notes=[*chosen.notes, *randomness.notes(chosen.score)])
-    everywhere = list(differentiate.with_branches(chosen.nodes, chosen.inputs))
-    found, marked = select.rectifiers(everywhere, methods, rectify)
+    everywhere = list(paths.with_branches(chosen.nodes, chosen.inputs))
+    found, marked = table.rectifiers(everywhere, methods, rectify)
     layers = companions.layers_for(graph, chosen, methods, settings.methods, wanted, channels)
     within = inner.rows(graph, result, chosen)
     inner.refuse(result, within, methods, settings.photo is not None)
@@ -263,7 +227,7 @@ def _converted(
     given = companions.given_inputs(chosen, methods, settings.methods, prefix)
     image = f"{prefix}{chosen.inputs[0].name}_image"
     gained = [*maps.values(), *(names[role] for role in wanted.roles), *(g.name for g in given)]
-    select.check_names(graph, result, [*gained, *([image] if settings.embed else [])])
+    check_names(graph, result, [*gained, *([image] if settings.embed else [])])
 
     op = Builder(graph, opset_of(result), prefix, SPELLINGS[optimize_for])
     op.nodes += starts.added_nodes(graph, result, chosen.inputs)
@@ -299,72 +263,13 @@ def _converted(
     return result, record
 
 
-def _instances(op: Builder, normal: ModelProto, chosen: select.Selection, optimize_for: str) -> Instances:
+def _instances(op: Builder, normal: ModelProto, chosen: Selection, optimize_for: str) -> Instances:
     """The normalised model, converted for itself, to be built once more for another batch."""
     options: dict[str, Any] = {
         **{"method": ["gradient"], "target": "seed", "score": chosen.score.name, "class_axis": None, "channels": None},
         **{"inputs": [x.name for x in chosen.inputs], "opset": None, "through_softmax": True, "rectify": ()},
         **{"optimize_for": optimize_for, "maps_only": False, "prefix": f"{op.prefix}instance/"},
     }
-    return Instances(op, *_converted(copied(normal), Settings(), **options))
-
-
-def inspect(model: str | os.PathLike[str] | ModelProto, *, input_shapes: Shapes | None = None) -> report.Inspection:
-    """What a model is, and which rule each nonlinearity and pool meets under each method.
-
-    Of a converted model, the source part is looked at and `record` says what was done to it. `input_shapes` is as for
-    `convert`. Raises ModelError, and UsageError for shapes that contradict the model.
-    """
-    with blaming(model):
-        given = load(model, replace=None)
-        fix(given, input_shapes or {})
-        return _inspected(given)
-
-
-def _inspected(given: ModelProto) -> report.Inspection:
-    facts = report.describe(given)
-    if report.holds_only_maps(facts["record"]):
-        told = facts["record"]
-        treated = [*told["rectifiers"], *told["activations"]]
-        return report.Inspection(**facts, nonlinearities=treated, pools=told["pools"], missing=[])
-    source = restore(given)
-    facts["parameters"] = parameters(source)  # the conversion's own constants are none of the model's
-    normal = normalise(source)
-    graph = view(normal)
-    inputs = starts.input_tensors(graph, normal, optional=True)
-    on_the_way = differentiate.path(graph, inputs, *graph.outputs)
-    nodes = list(differentiate.with_branches(on_the_way, inputs))
-    found = [n for n in map(policies.nonlinearity, nodes) if n]
-    return report.Inspection(
-        **facts,
-        nonlinearities=report.treatments(found, list(policies.COMBINATORS), policies.rectified(found)),
-        pools=report.pools(nodes),
-        missing=differentiate.missing(nodes, opset_of(normal)),
-    )
-
-
-def load(model: str | os.PathLike[str] | ModelProto, replace: bool | None = False) -> ModelProto:
-    """A model of our own to work on.
-
-    A converted one is refused with ModelError; `replace` gives its source part, and None leaves it as it is.
-    """
-    if isinstance(model, ModelProto):
-        source = copied(model)
-        modelfile.check_text(source)
-        modelfile.check_references(source)
-    else:
-        source = modelfile.load(model)
-    soundness.check_weights(source)
-    attributes.check(source)  # before any runtime reads them
-    record = report.read_record(source)
-    if record is None or replace is None:
-        return source
-    if not replace:
-        if report.holds_only_maps(record):
-            return restore(source)  # says why it can't
-        raise ModelError(
-            f"the model is a converted one already (methods {', '.join(record['methods'])}, target "
-            f"{record['target']}). Convert its source instead, or use --replace to convert the source part of this "
-            "file again."
-        )
-    return restore(source)
+    model, record = _converted(copied(normal), Settings(), **options)
+    maps = {row["input"]: row["output"] for row in record["maps"]}
+    return Instances(op, model, Appended(record["seed_name"], maps, **record["added"]))

@@ -7,22 +7,21 @@ from typing import NamedTuple
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from gbprewrite.backward import walk as differentiate
-from gbprewrite.convert import blaming, load
-from gbprewrite.graft.nodes import restore
-from gbprewrite.methods import table as policies
+from gbprewrite.backward.coverage import KNOWN
+from gbprewrite.graft.restore import blaming, load, restore
 from gbprewrite.model.input_shapes import Shapes, fix
 from gbprewrite.model.symbols import UNKNOWN
 from gbprewrite.model.tensors import Tensor, is_float
 from gbprewrite.normalise.dialect import normalise
-from gbprewrite.select import selection as select
-from gbprewrite.select import starts
+from gbprewrite.select import rectifiers, starts
 from gbprewrite.select.ends import ends
+from gbprewrite.select.score import named
+from gbprewrite.view import operators, paths
 from gbprewrite.view.forward import view
 from gbprewrite.view.quantised import only_in_view
 
 # These hand on the units that they are given, in another place or type.
-MOVES = (*policies.MOVES, "Dropout", "Flatten", "Pad")
+MOVES = (*operators.MOVES, "Dropout", "Flatten", "Pad")
 NORMALISATIONS = (
     *("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization"),
     *("LpNormalization", "RMSNormalization"),
@@ -63,14 +62,14 @@ def layers(
     with blaming(model):
         source = restore(load(model, replace=None))
         fix(source, input_shapes or {})
-        normal = normalise(source)
-        graph = view(normal, rearrange=False)
+        normal = normalise(source, KNOWN)
+        graph = view(normal, KNOWN, rearrange=False)
         inputs = starts.input_tensors(graph, normal, optional=True)
         inputs = inputs or [t for x in starts.real_inputs(graph, normal) for t in starts.behind(x, by_index=True)]
         inputs = inputs or starts.input_tensors(graph, normal)  # says what is wrong
-        wanted = graph.outputs if score is None else [select.named(graph, score)]
+        wanted = graph.outputs if score is None else [named(graph, score)]
         scores = ends(graph, inputs, wanted)  # of a class number those that it is the highest of
-        path = differentiate.path(graph, inputs, *scores)
+        path = paths.path(graph, inputs, *scores)
         first = {id(n) for x in inputs for n in x.inputs}
         way = [*(n for n in graph.nodes if id(n) in first), *(n for n in path if id(n) not in first)]
         nodes = {id(n): n for n in way}
@@ -130,7 +129,7 @@ def _goes_on(tensor: Tensor, nodes: Mapping[int, gs.Node]) -> bool:
 
 
 def _belongs(node: gs.Node) -> bool:
-    found = policies.nonlinearity(node)
+    found = rectifiers.nonlinearity(node)
     return (
         node.op in NORMALISATIONS
         or (node.op in AFFINE and any(isinstance(t, gs.Constant) for t in node.inputs))

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple, Self
 
 from onnx import ModelProto
 
-from gbprewrite.backward.builder import fixed
 from gbprewrite.errors import UsageError
 from gbprewrite.graft import pictures as heatmaps
 from gbprewrite.methods import maps as companions
-from gbprewrite.model.tensors import numpy_dtype
+from gbprewrite.model.tensors import fixed, numpy_dtype
 from gbprewrite.photos import evidence
 from gbprewrite.photos.preprocessing import Options, Preprocessing, plan
 from gbprewrite.select.selection import Selection

@@ -6,3 +6,6 @@ try:
     __version__ = version("gbprewrite")
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+source"
+
+
+SOFTWARE = "gbprewrite"  # how our own pictures are known, by PNG's keyword Software

@@ -12,9 +12,9 @@ from PIL import Image
 import gbprewrite
 from gbprewrite.cli import main
 from gbprewrite.errors import UsageError
-from gbprewrite.graft import nodes as graft
 from gbprewrite.graft import photographs as embedded
 from gbprewrite.graft import record as report
+from gbprewrite.graft import restore
 from gbprewrite.model.messages import copied
 from gbprewrite.photos import images
 from gbprewrite.photos.preprocessing import Options
@@ -122,7 +122,7 @@ def test_it_comes_out_again(maps_only: bool) -> None:
     assert embedded.take_out(found).SerializeToString(deterministic=True) == plain.SerializeToString(deterministic=True)
     if not maps_only:
         again = gbprewrite.convert(source, embed_preprocessing=True)
-        assert graft.restore(again) == graft.restore(plain)
+        assert restore.restore(again) == restore.restore(plain)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import gbprewrite
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.graft import record as report
-from gbprewrite.graft.nodes import restore
+from gbprewrite.graft.restore import restore
 from gbprewrite.model.file import save
 from tests.small import cnn, model, normal, run
 

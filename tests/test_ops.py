@@ -7,16 +7,16 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite.backward.rules import VJP
-from gbprewrite.backward.walk import REFUSED
-from gbprewrite.graft import record as report
+from gbprewrite.backward import coverage
+from gbprewrite.backward.coverage import REFUSED
+from gbprewrite.backward.rules.table import VJP
 from tests.small import model, normal, run
 
 KINDS = {"rule", "body", "no gradient", "refused", "com.microsoft"}
 
 
 def test_every_operator_of_the_standard_stands_in_one_list() -> None:
-    rows = report.rule_table()
+    rows = coverage.rule_table()
     assert {kind for *_, kind in rows} == KINDS
     assert Counter(name for name, *_ in rows).most_common(1)[0][1] == 1
     schemas = [s for s in onnx.defs.get_all_schemas() if s.domain == ""]
@@ -27,7 +27,7 @@ def test_every_operator_of_the_standard_stands_in_one_list() -> None:
 
 
 def test_the_kinds_are_what_they_say() -> None:
-    kinds = {name: kind for name, _, kind in report.rule_table()}
+    kinds = {name: kind for name, _, kind in coverage.rule_table()}
     assert not set(REFUSED) & set(VJP)
     assert all((kinds.get(name) == "refused") == (name in REFUSED) for name in kinds)
     bodies = {name for name, kind in kinds.items() if kind == "body"}

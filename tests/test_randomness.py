@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite.graft import nodes as graft
+from gbprewrite.graft import restore
 from gbprewrite.graft.record import read_record
 from tests.small import Array, model, normal, run
 
@@ -89,7 +89,7 @@ def test_the_source_part_asks_for_no_mask() -> None:
     made, _ = DROPPED["Dropout"]
     built = gbprewrite.convert(made, "gradient", 1, score="y")
     assert [n.output[1] for n in built.graph.node if n.op_type == "Dropout"] == ["d_mask"]
-    assert [list(n.output) for n in graft.restore(built).graph.node if n.op_type == "Dropout"] == [["d"]]
+    assert [list(n.output) for n in restore.restore(built).graph.node if n.op_type == "Dropout"] == [["d"]]
 
 
 BRANCH = """g (float[N, 40] x, bool b) => (float[N, 2] y) {

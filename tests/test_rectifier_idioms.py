@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite.methods.table import UNNAMED
+from gbprewrite.select.rectifiers import UNNAMED
 from tests.small import Array, model, normal, run
 
 METHODS = ("gradient", "guided", "deconvnet")

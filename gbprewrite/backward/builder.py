@@ -5,42 +5,14 @@ values and dimensions and never ask their caller which of the two he has.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from gbprewrite.backward.emitter import Emitter
-from gbprewrite.model.tensors import HALF, Tensor, numpy_dtype, onnx_type
-
-Dim: TypeAlias = int | gs.Tensor
-
-
-class Refused(Exception):
-    """A rule can't treat this node; the message says why. Becomes one line of UnsupportedOperators."""
-
-
-def rank(x: Tensor) -> int:
-    """Number of axes; Refused when the graph does not tell."""
-    if x.shape is None:
-        raise Refused(f"the rank of {x.name!r} is not known")
-    return len(x.shape)
-
-
-def fixed(dim: Any) -> bool:
-    """Whether a dimension is a number."""
-    return isinstance(dim, (int, np.integer))
-
-
-def constant_of(x: Tensor | None) -> np.ndarray[Any, Any] | None:
-    """The value of a constant tensor, else None."""
-    return x.values if isinstance(x, gs.Constant) else None
-
-
-def producer(t: Tensor) -> gs.Node | None:
-    """The node that makes a tensor, if any."""
-    return t.inputs[0] if isinstance(t, gs.Variable) and t.inputs else None
+from gbprewrite.model.tensors import HALF, Dim, Tensor, fixed, numpy_dtype, onnx_type, rank, same_shape
 
 
 class Shapes(Emitter):
@@ -226,10 +198,3 @@ class Shapes(Emitter):
         """v, of which it is known that it holds `size` int64 numbers."""
         v.dtype, v.shape = np.dtype(np.int64), [size]
         return v
-
-
-def same_shape(a: Tensor, b: Tensor) -> bool:
-    """Whether the graph proves that the shapes are equal: numbers agree and symbols have the same name."""
-    if a is b:
-        return True
-    return a.shape is not None and b.shape is not None and list(a.shape) == list(b.shape) and None not in a.shape

@@ -17,7 +17,7 @@ from gbprewrite.model.tensors import Tensor, numpy_dtype
 from gbprewrite.select.class_axis import words
 
 if TYPE_CHECKING:
-    from gbprewrite.backward.cotangents import Target
+    from gbprewrite.select.target import Target
 
 
 def region(op: Builder, classes: Classes, target: "Target", names: dict[str, str]) -> Seeds:

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import Dim
 from gbprewrite.backward.lowering import Builder
 from gbprewrite.errors import UsageError
-from gbprewrite.model.tensors import Tensor
+from gbprewrite.model.tensors import Dim, Tensor
 from gbprewrite.select.class_axis import Counting, words
 
 if TYPE_CHECKING:
-    from gbprewrite.backward.cotangents import Target
+    from gbprewrite.select.target import Target
 
 
 class Seeds(NamedTuple):

@@ -2,188 +2,23 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import Refused
 from gbprewrite.backward.lowering import Builder
-from gbprewrite.backward.rules import NO_GRADIENT, VJP, Rule
+from gbprewrite.backward.rules.table import VJP, Rule
 from gbprewrite.errors import Obstacle, UnsupportedOperators
-from gbprewrite.model.tensors import Tensor, is_float, is_integer, is_quantised
-from gbprewrite.view.quantised import CARRIERS, PICKED
+from gbprewrite.model.tensors import Refused, Tensor, is_quantised
+from gbprewrite.view.paths import CASTS, between, carriers, operands, through
+from gbprewrite.view.quantised import PICKED
 
 if TYPE_CHECKING:
     from gbprewrite.select.selection import Selection
 
 RuleOf = Callable[[gs.Node], Rule]
-INTEGER_SUMS = ("ConvInteger", "MatMulInteger")
-# Operator → positions of its inputs that are indices, sizes or axes where they are integers.
-PLACES = {
-    **dict.fromkeys(
-        (
-            *("Compress", "CumSum", "Expand", "Gather", "GatherElements", "GatherND", "OneHot", "Reshape", "Scatter"),
-            *("ReverseSequence", "ScatterElements", "ScatterND", "Split", "Squeeze", "Tile", "TopK", "Trilu"),
-            *("Unsqueeze", "CenterCropPad", "AffineGrid", "DFT"),
-            *(f"Reduce{kind}" for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum")),
-            "ReduceSumSquare",
-        ),
-        (1,),
-    ),
-    **dict.fromkeys(("Slice", "Resize", "MaxUnpool"), (1, 2, 3, 4)),
-    **dict.fromkeys(("RoiAlign", "TensorScatter"), (2,)),
-    "Pad": (1, 3),
-}
-CASTS = ("Cast", "CastLike")  # of levels into integers of another width
-
-
-def path(graph: gs.Graph, inputs: Sequence[Tensor], *scores: Tensor) -> list[gs.Node]:
-    """Nodes through which the inputs reach any of the scores by real numbers (quantised ones too), in their order."""
-    return between(graph.nodes, inputs, *scores)
-
-
-def made_on_the_way(graph: gs.Graph, inputs: Sequence[Tensor]) -> set[int]:
-    """id() of what is made by nodes that the inputs reach by real numbers; a path to each of them is not empty."""
-    return {id(t) for n in _reached(graph.nodes, inputs) for t in n.outputs}
-
-
-def _reached(nodes: Sequence[gs.Node], inputs: Sequence[Tensor]) -> list[gs.Node]:
-    reached = {id(t) for t in inputs}
-    forward: list[gs.Node] = []
-    for node in nodes:
-        if node.op not in NO_GRADIENT and any(id(t) in reached for t in valued(node)):
-            carried = [t for t in node.outputs if t.dtype is None or is_float(t) or _stands_for_real(node, t, reached)]
-            reached.update(id(t) for t in carried)
-            if carried:
-                forward.append(node)
-    return forward
-
-
-def between(nodes: Sequence[gs.Node], inputs: Sequence[Tensor], *scores: Tensor) -> list[gs.Node]:
-    """Of nodes in an order that runs, those through which the inputs reach any of the scores by real numbers."""
-    needed = {id(score) for score in scores}
-    found: list[gs.Node] = []
-    for node in reversed(_reached(nodes, inputs)):
-        if any(id(t) in needed for t in node.outputs):
-            found.append(node)
-            needed.update(id(t) for t in valued(node))
-    return found[::-1]
-
-
-def valued(node: gs.Node) -> list[Tensor]:
-    """What a node reads for its numbers: not the integers that only say where or how much of it."""
-    places = PLACES.get(node.op)
-    if places is None:
-        return read_by(node)
-    return [t for i, t in enumerate(node.inputs) if i not in places or t.dtype is None or is_float(t)]
-
-
-def read_by(node: gs.Node) -> list[Tensor]:
-    """What a node reads: its inputs, and what the bodies of an If, Loop or Scan take from around them."""
-    found = list(node.inputs)
-    for body in (a for a in node.attrs.values() if isinstance(a, gs.Graph)):
-        own = {id(t) for n in body.nodes for t in n.outputs} | {id(t) for t in body.inputs}
-        inner = [t for n in body.nodes for t in read_by(n)] + list(body.outputs)
-        found += [t for t in inner if id(t) not in own]
-    return found
-
-
-def _stands_for_real(node: gs.Node, output: Tensor, reached: set[int]) -> bool:
-    """Whether an integer output is a quantised real number, or is computed from one.
-
-    So are the numbers that an operator makes of levels: `missing` names those that have no such meaning.
-    """
-    if node.op in ("QuantizeLinear", "Saturation"):
-        return is_quantised(output)
-    if node.op in CARRIERS and node.op not in CASTS and not is_quantised(output):  # the indices of a TopK
-        return False
-    return is_integer(output) and any(id(t) in reached and is_integer(t) for t in valued(node))
-
-
-def _computes_with_levels(node: gs.Node) -> bool:
-    """Whether a node on the way makes integers in another manner than by handing on what they stand for."""
-    made = [t for t in node.outputs if t.dtype is not None]
-    handed_on = node.op in ("QuantizeLinear", "Saturation", "If", *CARRIERS)
-    return bool(made) and not handed_on and not any(map(is_float, made))
-
-
-def operands(node: gs.Node, wanted: set[int]) -> list[Tensor]:
-    """The tensors to which a node's rule gives cotangents: its inputs, and of an If what its branches capture too."""
-    if node.op != "If":
-        return list(node.inputs)
-    inner = {id(t): t for t in read_by(node)[1:] if id(t) in wanted}
-    return [node.inputs[0], *inner.values()]
-
-
-def _carriers(nodes: Iterable[gs.Node], inputs: Sequence[Tensor]) -> set[int]:
-    """id() of the tensors whose cotangents a walk over the nodes asks for."""
-    return {id(t) for t in inputs} | {id(t) for n in nodes for t in n.outputs}
-
-
-def with_branches(nodes: Sequence[gs.Node], inputs: Sequence[Tensor]) -> Iterator[gs.Node]:
-    """The nodes of a path, and those on it inside the branches of an If."""
-    wanted = _carriers(nodes, inputs)
-    for node in nodes:
-        yield node
-        for branch in (a for a in node.attrs.values() if node.op == "If" and isinstance(a, gs.Graph)):
-            taken = operands(node, wanted)[1:]
-            yield from with_branches(_through(branch, taken, branch.outputs), taken)
-
-
-def _through(branch: gs.Graph, inputs: Sequence[Tensor], outputs: Iterable[Tensor]) -> list[gs.Node]:
-    """The nodes of a branch through which the inputs reach any of its outputs."""
-    return between(branch.nodes, inputs, *outputs)
-
-
-def missing(nodes: Iterable[gs.Node], opset: int) -> list[Obstacle]:
-    """Every node without a rule."""
-    return [
-        Obstacle(n.name, f"{n.domain}::{n.op}" if n.domain else n.op, why(n, opset))
-        for n in nodes
-        if n.op not in VJP or n.domain not in (None, "", "ai.onnx") or _computes_with_levels(n)
-    ]
-
-
-REFUSED = {
-    **dict.fromkeys(("Loop", "Scan"), "a loop; export the model unrolled"),
-    "LinearAttention": "its body is a loop",
-    **dict.fromkeys(("RNN", "GRU", "LSTM"), "a recurrent cell; these are not differentiated"),
-    **dict.fromkeys(
-        (
-            *("ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase"),
-            *("SequenceInsert", "SequenceLength", "SequenceMap", "SplitToSequence"),
-        ),
-        "a sequence; export the model with tensors alone",
-    ),
-    **dict.fromkeys(
-        ("Optional", "OptionalGetElement", "OptionalHasElement"),
-        "an optional value; export the model with the value, or without",
-    ),
-    **dict.fromkeys(
-        INTEGER_SUMS, "sums of integers whose scale stands elsewhere; use the model before it was quantised"
-    ),
-    **dict.fromkeys(
-        ("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"),
-        "strings are no real numbers",
-    ),
-}
-
-
-def why(node: gs.Node, opset: int) -> str:
-    """The reason for which an operator has no rule."""
-    if node.op in REFUSED:
-        return REFUSED[node.op]
-    if node.op in VJP and node.domain in (None, "", "ai.onnx"):
-        return "it computes with the levels of quantised numbers; dequantise before it, or use the float model"
-    if node.domain not in (None, "", "ai.onnx"):
-        return f"a custom operator of the domain {node.domain!r}"
-    try:
-        onnx.defs.get_schema(node.op, opset)
-    except onnx.defs.SchemaError:
-        return "no current opset has this operator; it was removed from ONNX, so the result could not run"
-    return "no rule yet"
 
 
 def pull_back(
@@ -215,7 +50,7 @@ def pull_back_branch(
     given = [(y, dy) for y, dy in zip(branch.outputs, dys, strict=True) if dy is not None]
     seeds = [(y, op.shaped_like(op.Identity(dy), y)) for y, dy in given]
     tag = op.scope.split("/")[0]
-    found = _Walk(op, rule_of, seeds, tag).back(_through(branch, inputs, [y for y, _ in seeds]), inputs)
+    found = _Walk(op, rule_of, seeds, tag).back(through(branch, inputs, [y for y, _ in seeds]), inputs)
     return [
         op.output(op.zeros_like(x) if dx is None else dx, op.unique(f"{op.prefix}{x.name}_{tag}"), x.shape)
         for x, dx in zip(inputs, found, strict=True)
@@ -249,7 +84,7 @@ class _Walk:
 
     def back(self, nodes: Sequence[gs.Node], inputs: Sequence[Tensor]) -> list[Tensor | None]:
         """Walk the nodes from the last to the first; the cotangents of the inputs."""
-        wanted = _carriers(nodes, inputs)
+        wanted = carriers(nodes, inputs)
         obstacles: list[Obstacle] = []
         for node in reversed(nodes):
             dys = [self.total(t) for t in node.outputs]

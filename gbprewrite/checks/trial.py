@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
-from gbprewrite.backward.cotangents import parse
 from gbprewrite.backward.regions import said_by
 from gbprewrite.checks import reference
 from gbprewrite.convert import convert
 from gbprewrite.errors import DataError, first_line
-from gbprewrite.graft import nodes as graft
 from gbprewrite.graft import pictures as heatmaps
 from gbprewrite.graft import record as report
+from gbprewrite.graft import restore
 from gbprewrite.model.messages import copied
 from gbprewrite.runtime import arrays
 from gbprewrite.runtime.explainer import slots_of
@@ -27,6 +26,7 @@ from gbprewrite.runtime.finiteness import describe
 from gbprewrite.runtime.session import Session
 from gbprewrite.select.class_axis import classes_second, samples_first
 from gbprewrite.select.final_activation import show_score
+from gbprewrite.select.target import parse_target
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]
@@ -74,7 +74,7 @@ class Trial:
         """
         self.told = told
         self.model, self.record, self.provider = converted, record, provider
-        self.source = graft.restore(copied(converted))
+        self.source = restore.restore(copied(converted))
         self.rng = np.random.default_rng(0)
         self.slots, self.given = slots_of(self.source), dict(inputs)
         self.runtime_name = record["target_name"] or record["seed_name"]
@@ -200,7 +200,7 @@ class Trial:
         if index is None:
             return np.asarray(self.feeds[self.record["seed_name"]], np.float64)
         dy = np.zeros(shape)
-        target = parse(self.record["target"])
+        target = parse_target(self.record["target"])
         if target.one_unit:
             units = samples_first(dy, self.record["batch_axis"])
             for k, places in enumerate(np.moveaxis(index, 1, 0) if target.many else [index]):

@@ -21,11 +21,12 @@ from onnx import ModelProto
 
 from gbprewrite.checks import other_lowering as other_spelling
 from gbprewrite.checks.trial import Array, Double, Trial, backward_part, relative_error
-from gbprewrite.convert import blaming, convert, load
+from gbprewrite.convert import convert
 from gbprewrite.errors import GbprewriteError, UsageError, first_line
 from gbprewrite.graft import nodes as graft
 from gbprewrite.graft import photographs as embedded
 from gbprewrite.graft import record as report
+from gbprewrite.graft.restore import blaming, load
 from gbprewrite.model import file as modelfile
 from gbprewrite.model.messages import copied
 from gbprewrite.photos import images

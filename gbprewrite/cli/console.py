@@ -4,7 +4,7 @@ import os
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -18,19 +18,18 @@ from rich.table import Table
 from gbprewrite.checks.verify import Verification
 from gbprewrite.cli.printing import say, show
 from gbprewrite.graft import record as report
-from gbprewrite.graft.record import Inspection
+from gbprewrite.inspect import Inspection, Row, alike, rule_rows, value_in_words
 from gbprewrite.layers import Layer
 from gbprewrite.methods import table as policies
 from gbprewrite.model import file as modelfile
 from gbprewrite.plaintext import plain
 from gbprewrite.runtime.explainer import Explainer
+from gbprewrite.runtime.session import provider_in_words
 from gbprewrite.select.class_axis import in_words
 
 UNFOLDED = 10_000
 PIPE_WIDTH = 100  # of a line that no terminal limits
 NO_FILE_NAME = r"[^\w.-]"  # characters of an input's name that are better kept out of a file's name
-
-Row = dict[str, Any]
 
 
 def console() -> Console:
@@ -260,11 +259,6 @@ def print_verification(path: Path, found: Verification) -> None:
     )
 
 
-def provider_in_words(provider: str, note: str) -> str:
-    """`cpu (CUDA did not load)`"""
-    return f"{provider} ({note})" if note else provider
-
-
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:g}" if value.is_integer() else f"{value:.1e}"
 
@@ -273,12 +267,6 @@ def _range(array: Any) -> Row:
     known = array.size and array.dtype.kind in "iuf" and np.isfinite(array).any()
     finite = array[np.isfinite(array)] if known else array
     return {"min": float(finite.min()) if known else None, "max": float(finite.max()) if known else None}
-
-
-def value_in_words(row: Row) -> str:
-    """`name float32 [N, 3, 224, 224]`"""
-    shape = "of unknown rank" if row["shape"] is None else f"[{', '.join(map(str, row['shape']))}]"
-    return f"{row['name']} {row['dtype']} {shape}"
 
 
 def megabytes(size: int) -> str:
@@ -306,34 +294,12 @@ def _flaw_in_words(flaw: str | None) -> list[str]:
     return [flaw] if flaw else []
 
 
-def rule_rows(nonlinearities: Sequence[Row]) -> Iterator[list[Any]]:
-    """For each kind of nonlinearity a row for each method, or one row where all methods agree."""
-    for count, kind, role, rules, nodes in alike(
-        nonlinearities, lambda n: (n["kind"], n["role"], tuple(n["rules"].items()))
-    ):
-        (first, rule), *others = rules if len({rule for _, rule in rules}) > 1 else [("all", rules[0][1])]
-        yield [count, kind, role, first, rule, nodes]
-        yield from (["", "", "", method, rule, ""] for method, rule in others)
-
-
 def _score_in_words(facts: Mapping[str, Any]) -> list[str]:
     """The score, and its class axis with the reason for it."""
     axis = in_words(facts["class_axis"], facts["class_axis_reason"])
     if facts["score"] == facts["output"]:
         return [facts["score"], axis]
     return [f"{facts['score']}, the score before {', '.join(facts['stepped_over'])} of {facts['output']}", axis]
-
-
-def alike(rows: Sequence[Row], key: Any) -> list[list[Any]]:
-    """Rows of the same key as one: how many, the key, and the first node."""
-    groups: dict[Any, list[str]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row["node"])
-    return [[len(nodes), *parts, _some(nodes)] for parts, nodes in groups.items()]
-
-
-def _some(nodes: Sequence[str]) -> str:
-    return f"{nodes[0]} and {len(nodes) - 1} more" if len(nodes) > 1 else nodes[0]
 
 
 def _counts(counts: Mapping[str, int]) -> str:

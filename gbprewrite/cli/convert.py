@@ -21,8 +21,8 @@ from gbprewrite.cli.options import (
     print_json,
     quiet_option,
 )
-from gbprewrite.convert import load
 from gbprewrite.graft import pictures as heatmaps
+from gbprewrite.graft.restore import load
 from gbprewrite.methods.table import METHODS
 from gbprewrite.model import file as modelfile
 from gbprewrite.model.loading import check_loads

@@ -7,14 +7,10 @@ from onnx import GraphProto, ModelProto, helper, numpy_helper
 
 from gbprewrite.backward.lowering import Builder
 from gbprewrite.errors import ModelError
-from gbprewrite.graft import photographs as embedded
-from gbprewrite.graft import record as report
 from gbprewrite.model import soundness
-from gbprewrite.model.messages import put_nodes
+from gbprewrite.model.messages import captured, put_nodes, reads
 from gbprewrite.model.symbols import UNKNOWN
 from gbprewrite.model.tensors import Tensor, node_proto, onnx_type
-from gbprewrite.normalise.branches import captured, reads
-from gbprewrite.view import randomness
 
 
 def graft(model: ModelProto, op: Builder, inputs: Sequence[gs.Variable], outputs: Sequence[Tensor]) -> tuple[int, int]:
@@ -69,43 +65,6 @@ def keep_only(model: ModelProto, outputs: Sequence[str]) -> None:
         remaining = [v for v in values if v.name in names]
         del values[:]
         values.extend(remaining)
-
-
-def restore(model: ModelProto) -> ModelProto:
-    """The source part of a converted model, in place: what the conversion added is taken away again.
-
-    (Normalising stays: the opset is the result's.) A model without a record comes back as it is.
-    """
-    record = report.read_record(embedded.take_out(model))
-    if record is None:
-        return model
-    if report.holds_only_maps(record):
-        raise ModelError(
-            "the file holds only maps (it was converted with --maps-only), so that its source can't be taken back from "
-            "it. Use the source model itself."
-        )
-    if record["nodes"] != len(model.graph.node):
-        raise ModelError(
-            f"the converted file had {record['nodes']:,} nodes when it was written, and has {len(model.graph.node):,}: "
-            "another program changed it, so that its source can't be taken back from it. Use the source model itself."
-        )
-    own = len(model.graph.node) - record["added"]["nodes"]
-    made = {name for node in model.graph.node[own:] for name in node.output}
-    del model.graph.node[own:]
-    randomness.hide_masks(model, record["masks"])
-    del model.graph.initializer[len(model.graph.initializer) - record["added"]["initializers"] :]
-    gained = {m["output"] for m in record["maps"]} | {record["explained_index_name"]}
-    given = report.given_names(record)
-    for values, added in (
-        (model.graph.output, gained), (model.graph.input, given), (model.graph.value_info, made)
-    ):  # fmt: skip
-        kept = [v for v in values if v.name not in added]
-        del values[:]
-        values.extend(kept)
-    entries = [e for e in model.metadata_props if e.key != report.KEY]
-    del model.metadata_props[:]
-    model.metadata_props.extend(entries)
-    return model
 
 
 def declare_outputs(model: ModelProto, graph: gs.Graph) -> None:

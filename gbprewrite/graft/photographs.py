@@ -13,14 +13,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from gbprewrite.backward.builder import Dim
 from gbprewrite.backward.lowering import Builder
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.graft import record as report
 from gbprewrite.model.file import opset_of
-from gbprewrite.model.messages import put_nodes
-from gbprewrite.model.tensors import Tensor, node_proto
-from gbprewrite.normalise.branches import names_inside
+from gbprewrite.model.messages import names_inside, put_nodes
+from gbprewrite.model.tensors import Dim, Tensor, node_proto
 from gbprewrite.photos.preprocessing import CENTRE, Options, Preprocessing
 
 FLOAT = TensorProto.FLOAT

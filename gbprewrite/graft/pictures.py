@@ -12,12 +12,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from gbprewrite.backward.builder import fixed
 from gbprewrite.backward.cotangents import Stacked
 from gbprewrite.backward.lowering import Builder
 from gbprewrite.backward.units import Seeds
 from gbprewrite.errors import ModelError, UsageError
-from gbprewrite.model.tensors import HALF, Tensor, numpy_dtype, onnx_type
+from gbprewrite.model.tensors import HALF, Tensor, fixed, numpy_dtype, onnx_type
 from gbprewrite.photos.preprocessing import Preprocessing
 from gbprewrite.select.channels import channel_axes
 from gbprewrite.select.selection import Selection

@@ -2,28 +2,26 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, helper
 
-from gbprewrite.backward.cotangents import Target, parse
-from gbprewrite.backward.rules import NO_GRADIENT, VJP
 from gbprewrite.backward.rules.pooling import SWITCHLESS
-from gbprewrite.backward.walk import REFUSED, with_branches
-from gbprewrite.errors import ModelError, Obstacle, UsageError
+from gbprewrite.backward.rules.table import VJP
+from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.graft import recorded
 from gbprewrite.methods import table as policies
 from gbprewrite.model.file import opset_of, sha256
-from gbprewrite.model.qlinear import QLINEAR
-from gbprewrite.normalise.dialect import parameters
-from gbprewrite.normalise.fused import FUSED
 from gbprewrite.plaintext import cut
+from gbprewrite.select import rectifiers
 from gbprewrite.select.channels import FeatureLayer
 from gbprewrite.select.selection import Selection
+from gbprewrite.select.target import Target, parse_target
 from gbprewrite.version import __version__
+from gbprewrite.view import operators
+from gbprewrite.view.paths import with_branches
 
 OR_NOTHING = "or nothing"  # marks a part of SHAPE in whose place a record may hold None
 KEY = "gbprewrite"  # of the record in the file's metadata_props
@@ -71,27 +69,6 @@ SINCE_0_1: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """What a model is, and what each method would do to it; `to_json` gives plain types."""
-
-    inputs: list[dict[str, Any]]
-    outputs: list[dict[str, Any]]
-    opset: int
-    ir_version: int
-    producer: str
-    nodes: int
-    parameters: int
-    nonlinearities: list[dict[str, Any]]
-    pools: list[dict[str, Any]]
-    missing: list[Obstacle]
-    record: Record | None
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as dictionaries, lists, strings and numbers."""
-        return {**asdict(self), "missing": [o._asdict() for o in self.missing]}
-
-
 def read_record(model: ModelProto) -> Record | None:
     """The record of a converted file, None for any other model. Raises ModelError for a damaged one."""
     entries = [entry for entry in model.metadata_props if entry.key == KEY]
@@ -128,7 +105,7 @@ def _contradiction(record: Any, model: ModelProto) -> str | None:
     if not _is(record, SHAPE):
         return "it lacks an entry, or has one of another type"
     try:
-        target = parse(record["target"])
+        target = parse_target(record["target"])
     except UsageError:
         return f"its target is {cut(record['target'], 80)!r}"
     return recorded.contradiction(record, target, model)
@@ -174,7 +151,7 @@ def record(
     target: Target,
     names: Mapping[str, str],
     maps: Mapping[tuple[str, str, str], str],
-    found: Sequence[policies.Nonlinearity],
+    found: Sequence[rectifiers.Nonlinearity],
     marked: set[int],
 ) -> dict[str, Any]:
     """What was done to a model: `added` nodes and initializers stand at the end of their lists."""
@@ -248,7 +225,7 @@ def holds_only_maps(record: Record | None) -> bool:
 
 
 def treatments(
-    found: Sequence[policies.Nonlinearity], methods: Sequence[str], marked: set[int]
+    found: Sequence[rectifiers.Nonlinearity], methods: Sequence[str], marked: set[int]
 ) -> list[dict[str, Any]]:
     """A row for each nonlinearity: node, operator, kind, role, and its rule under each method."""
     return [
@@ -271,7 +248,7 @@ def pools(nodes: Iterable[gs.Node], methods: Iterable[str] = ()) -> list[dict[st
         tables = [VJP if used else {**VJP, **SWITCHLESS} for used in sorted(switches, reverse=True)]
         return "; or ".join(dict.fromkeys(table[operator].text if operator in table else "no rule" for table in tables))
 
-    return [{"node": n.name, "operator": n.op, "rule": rule(n.op)} for n in nodes if n.op in policies.POOLS]
+    return [{"node": n.name, "operator": n.op, "rule": rule(n.op)} for n in nodes if n.op in operators.POOLS]
 
 
 def value_row(value: onnx.ValueInfoProto) -> dict[str, Any]:
@@ -284,39 +261,3 @@ def value_row(value: onnx.ValueInfoProto) -> dict[str, Any]:
         # Some exporters write -1 for a dimension that is open.
         shape = [d.dim_value if d.dim_value > 0 else d.dim_param or "?" for d in kind.shape.dim]
     return {"name": value.name, "dtype": str(helper.tensor_dtype_to_np_dtype(kind.elem_type)), "shape": shape}
-
-
-def describe(model: ModelProto) -> dict[str, Any]:
-    """The plain facts of a file, before any work on it."""
-    weights = {t.name for t in model.graph.initializer}
-    return {
-        "inputs": [value_row(i) for i in model.graph.input if i.name not in weights],
-        "outputs": [value_row(o) for o in model.graph.output],
-        "opset": opset_of(model),
-        "ir_version": model.ir_version,
-        "producer": f"{model.producer_name} {model.producer_version}".strip(),
-        "nodes": len(model.graph.node),
-        "parameters": parameters(model),
-        "record": read_record(model),
-    }
-
-
-def rule_table() -> list[tuple[str, str, str]]:
-    """(operator, formula or reason, kind) for every operator of ai.onnx, and those of onnxruntime that are understood.
-
-    The kinds: "rule"; "body", for what the standard defines by simpler operators; "no gradient"; "refused"; and
-    "com.microsoft".
-    """
-    schemas: list[Any] = [s for s in onnx.defs.get_all_schemas() if s.domain == ""]  # of the newest opset
-    standard = {s.name for s in schemas}
-    own = {name for name in VJP if name in standard}
-    rows = [(name, VJP[name].text, "rule") for name in own]
-    rows.append(("Upsample", "read as the Resize that took its place", "rule"))
-    rows += [(name, "its output carries no gradient", "no gradient") for name in NO_GRADIENT]
-    rows += [(name, why, "refused") for name, why in REFUSED.items()]
-    named = {name for name, *_ in rows}
-    bodies = {s.name for s in schemas if s.has_function or s.has_context_dependent_function}
-    rows += [(name, "by the body that the standard gives it", "body") for name in bodies - named]
-    rows += [(f"com.microsoft::{name}", VJP[name].text, "com.microsoft") for name in QLINEAR if name not in standard]
-    rows += [(f"com.microsoft::{name}", "by the standard's operators that it fuses", "com.microsoft") for name in FUSED]
-    return sorted(rows)

@@ -1,19 +1,38 @@
 """Whether a converted file's record and its graph tell the same story: the record may have been changed, or forged."""
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from onnx import ModelProto
 
-from gbprewrite.backward.cotangents import Target
 from gbprewrite.graft.pictures import FORMS
 from gbprewrite.methods.table import METHODS
 from gbprewrite.model.tensors import read_type
+from gbprewrite.select.target import Target
 
 Record = Mapping[str, Any]
 GIVEN = ("baseline", "noise")  # kinds of inputs that a file gains beside target and seed
 MOST_AXES = 16  # of a score whose rank the file does not tell
+# The options of `convert` that a record may hold, in its order.
+OPTIONS = frozenset(
+    (
+        *(
+            "method",
+            "target",
+            "score",
+            "layer",
+            "inputs",
+            "class_axis",
+            "channels",
+            "opset",
+            "through_softmax",
+            "rectify",
+        ),
+        *("optimize_for", "maps_only", "prefix", "replace", "cam_layer", "rectgrad_tau", "rectgrad_quantile", "steps"),
+        *("baseline", "samples", "forms", "heatmap_dtype", "scaling", "colormap", "embed_preprocessing"),
+        *("preprocessing", "input_shapes"),
+    )
+)
 
 
 def contradiction(record: Record, target: Target, model: ModelProto) -> str | None:
@@ -105,11 +124,9 @@ def _ranks(model: ModelProto) -> Iterable[tuple[str, int]]:
 
 
 def _options(record: Record) -> Iterator[str]:
-    from gbprewrite.convert import convert  # which writes records
-
-    unknown = sorted(set(record["options"]) - inspect.signature(convert).parameters.keys())
-    if unknown or "model" in record["options"]:
-        yield f"it holds options that this version does not have: {', '.join(unknown) or 'model'}"
+    unknown = sorted(set(record["options"]) - OPTIONS)
+    if unknown:
+        yield f"it holds options that this version does not have: {', '.join(unknown)}"
     forms = record["options"].get("forms")
     if not isinstance(forms, list) or not isinstance(record["options"].get("maps_only"), bool):
         yield "its options lack what every conversion says"

@@ -5,14 +5,24 @@ second instance, whose initializers are those of the first; where the model fixe
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
 from gbprewrite.backward.lowering import Builder
-from gbprewrite.graft import record as report
+from gbprewrite.model.messages import captured, reads, rename
 from gbprewrite.model.tensors import Tensor
-from gbprewrite.normalise.branches import captured, reads, rename
+
+
+class Appended(NamedTuple):
+    """What a conversion to the gradient appended: the input for the cotangent, the map of each input, and how many
+    nodes and initializers stand at the end of their lists."""
+
+    seed: str
+    maps: Mapping[str, str]
+    nodes: int
+    initializers: int
 
 
 class Instances:
@@ -21,17 +31,17 @@ class Instances:
     What depends on weights alone is built once; the source's own part of that is there already.
     """
 
-    def __init__(self, op: Builder, model: ModelProto, record: report.Record) -> None:
-        graph, added = model.graph, record["added"]
-        self.op, self.nodes, self.seed = op, list(graph.node), str(record["seed_name"])
-        self.maps = {m["input"]: m["output"] for m in record["maps"]}
+    def __init__(self, op: Builder, model: ModelProto, added: Appended) -> None:
+        graph = model.graph
+        self.op, self.nodes, self.seed = op, list(graph.node), added.seed
+        self.maps = added.maps
         weights = {t.name for t in graph.initializer}
         self.inputs = [i.name for i in graph.input if i.name not in {*weights, self.seed}]
-        own = graph.initializer[len(weights) - added["initializers"] :]
+        own = graph.initializer[len(weights) - added.initializers :]
         self._tensors: dict[str, Tensor] = {t.name: op.constant(numpy_helper.to_array(t)) for t in own}
         self._late = _depending(self.nodes, {self.seed})
         self._early = _depending(self.nodes, set(self.inputs)) - self._late
-        source = range(len(self.nodes) - added["nodes"])
+        source = range(len(self.nodes) - added.nodes)
         self._build(set(range(len(self.nodes))) - {*source, *self._early, *self._late}, self._tensors, "weights")
 
     def nodes_of_one(self, seeds: int) -> int:

@@ -14,8 +14,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from gbprewrite.backward import walk as differentiate
-from gbprewrite.backward.builder import Dim, fixed
-from gbprewrite.backward.cotangents import Target
 from gbprewrite.backward.lowering import Builder
 from gbprewrite.backward.rules import sampling
 from gbprewrite.backward.units import Seeds
@@ -24,10 +22,12 @@ from gbprewrite.methods import table as policies
 from gbprewrite.methods.instances import Instances
 from gbprewrite.methods.table import METHODS, Combinator
 from gbprewrite.model import bounds
-from gbprewrite.model.tensors import Tensor, numpy_dtype
+from gbprewrite.model.tensors import Dim, Tensor, fixed, numpy_dtype
 from gbprewrite.select.channels import FeatureLayer, feature_layers
 from gbprewrite.select.explained import explained
 from gbprewrite.select.selection import Selection
+from gbprewrite.select.target import Target
+from gbprewrite.view import paths
 
 
 class Map(NamedTuple):
@@ -119,7 +119,7 @@ def _coarse(work: Work) -> dict[int, list[Tensor]]:
     """Grad-CAM at each layer, by its id(), without channels: [N, h, w] for each class."""
     op, layers = work.op, {id(layer.tensor): layer for layer in work.layers}
     tensors = [layer.tensor for layer in layers.values()]
-    nodes = differentiate.path(work.graph, tensors, work.chosen.score)
+    nodes = paths.path(work.graph, tensors, work.chosen.score)
     found = work.cotangents("gradcam", work.chosen._replace(inputs=tensors, nodes=nodes))
     made = {}
     for (key, layer), cotangents in zip(layers.items(), found, strict=True):

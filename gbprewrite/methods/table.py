@@ -9,6 +9,7 @@ back); Springenberg et al. 2014, section 3.4 and figure 1 (guided: both masks); 
 noisy? Cause of and solution to noisy saliency maps" (rectgrad: what is important goes back).
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,16 +18,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from gbprewrite.backward.builder import Refused, constant_of, fixed
-from gbprewrite.backward.rules import VJP, Formula, Rule
 from gbprewrite.backward.rules.pooling import SWITCHLESS
-from gbprewrite.errors import UsageError
-from gbprewrite.model.qlinear import operands
-from gbprewrite.model.tensors import Tensor, is_float
-from gbprewrite.view.gatelike import GATE_LIKE
-from gbprewrite.view.idioms import RAISED, RAMP
-from gbprewrite.view.meaning import MEANT
-from gbprewrite.view.quantised import STAND_INS, is_weight
+from gbprewrite.backward.rules.table import VJP, Formula, Rule
+from gbprewrite.errors import ModelError, UsageError
+from gbprewrite.model.tensors import Refused, Tensor, fixed, is_float
+from gbprewrite.select.rectifiers import UNNAMED, Nonlinearity, nonlinearity, rectified
 
 Combinator = Callable[[Formula], Formula]
 
@@ -132,102 +128,10 @@ LIMITS = {
     "weights hold for the unit that is explained (Springenberg et al. 2014)",
 }
 
-RECTIFIERS = ("Relu", "Clip", "ThresholdedRelu")
-ACTIVATIONS = (
-    *("Celu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Selu", "Sigmoid", "Softplus"),
-    *("Softsign", "Swish", "Tanh"),
-)
-GATES = ("HardSigmoid", "Sigmoid", "Tanh")
-OTHERS = ("Abs", "Hardmax", "LogSoftmax", "Max", "Min", "Softmax", "Where")  # never activations in this sense
-MOVES = (
-    *("Cast", "Expand", "Gather", "Identity", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Transpose"),
-    "Unsqueeze",
-)
-POOLS = (
-    *("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool", "MaxRoiPool"),
-    "MaxUnpool",
-)
-UNNAMED = "gate-like, left plain"  # the role of what masks a tensor by its own sign and is no rectifier that is known
-
-
-class Nonlinearity(NamedTuple):
-    """One nonlinearity of the graph. `role` is rectifier, activation, gate, other, or UNNAMED."""
-
-    node: gs.Node
-    kind: str
-    role: str
-
-
-def nonlinearity(node: gs.Node) -> Nonlinearity | None:
-    """What part a node plays, or None when it is no nonlinearity."""
-    kind = node.op
-    spelling = node.attrs.get(RAISED)
-    if node.domain not in (None, "", "ai.onnx"):
-        return None
-    if MEANT in node.attrs:
-        return None
-    if RAMP in node.attrs:
-        return Nonlinearity(node, f"{kind} of a hard-sigmoid", "other")
-    if GATE_LIKE in node.attrs:
-        return Nonlinearity(node, kind, UNNAMED)
-    if kind == "Clip":
-        low = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
-        rectifies = low is not None and low.size == 1 and float(low.ravel()[0]) == 0
-        high = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
-        name = "Clip(x, 0)" if high is None else f"Clip(x, 0, {float(high.ravel()[0]):g})"
-        return Nonlinearity(node, name if rectifies else "Clip", "rectifier" if rectifies else "other")
-    if kind in ("QuantizeLinear", "Saturation"):
-        hidden = node.attrs["bottom"] == "relu"
-        return Nonlinearity(node, f"ReLU in {kind}" if hidden else kind, "rectifier" if hidden else "other")
-    name = f"{kind} as {spelling}" if spelling else kind
-    kind = kind.removeprefix("QLinear")
-    if kind in RECTIFIERS:
-        return Nonlinearity(node, name, "rectifier")
-    if kind in GATES and is_gate(node):
-        return Nonlinearity(node, name, "gate")
-    if kind in ACTIVATIONS:
-        return Nonlinearity(node, name, "activation")
-    return Nonlinearity(node, name, "other") if kind in OTHERS else None
-
 
 def limits(methods: Iterable[str]) -> list[str]:
     """`method limit` for each method whose limits are known."""
     return [f"{method} {LIMITS[method]}" for method in methods if method in LIMITS]
-
-
-def is_gate(node: gs.Node) -> bool:
-    """Whether an output multiplies another value: a squeeze-and-excitation gate rather than an activation."""
-    seen: set[int] = set()
-    todo = [node.outputs[0]]
-    while todo:
-        tensor = todo.pop()
-        for consumer in tensor.outputs:
-            if id(consumer) in seen:
-                continue
-            seen.add(id(consumer))
-            if consumer.op in ("Mul", "QLinearMul") and not any(is_weight(t) for t, *_ in operands(consumer)):
-                return True
-            if consumer.op in MOVES or consumer.op in STAND_INS:
-                todo += consumer.outputs
-    return False
-
-
-def rectified(found: Iterable[Nonlinearity], rectify: Sequence[str] = ()) -> set[int]:
-    """id() of the nodes that guided and deconvnet act on.
-
-    `rectify` extends the rectifiers: "all" to every activation, an operator name to the activations of that kind.
-    Raises UsageError for a name that is no activation.
-    """
-    unknown = sorted(set(rectify) - {"all", *ACTIVATIONS, *RECTIFIERS})
-    if unknown:
-        raise UsageError(
-            f"--rectify {', '.join(unknown)}: not an activation. Choose 'all' or from: {', '.join(ACTIVATIONS)}."
-        )
-    return {
-        id(n.node)
-        for n in found
-        if n.role == "rectifier" or (n.role == "activation" and ("all" in rectify or n.node.op in rectify))
-    }
 
 
 def description(node: gs.Node, method: str, marked: set[int]) -> str:
@@ -254,3 +158,48 @@ def quantile(op: Any, v: Tensor, share: float) -> Tensor:
     top = op.TopK(rows, above, outputs=2, axis=1)[0]
     least = op.ReduceMin(top, np.array([1], np.int64), keepdims=1)
     return op.cast_to(op.Reshape(least, np.array([-1] + [1] * max(behind, 0), np.int64)), v)
+
+
+def methods(names: str | Sequence[str]) -> list[str]:
+    """The methods asked for, each once; UsageError for an unknown one."""
+    asked = list(dict.fromkeys([names] if isinstance(names, str) else names))
+    unknown = [m for m in asked if m not in METHODS]
+    if unknown or not asked:
+        raise UsageError(f"--method {', '.join(unknown) or 'is empty'}: choose from {', '.join(METHODS)}.")
+    return asked
+
+
+def rectifiers(
+    nodes: Sequence[gs.Node], methods: Sequence[str], rectify: Sequence[str]
+) -> tuple[list[Nonlinearity], set[int]]:
+    """Every nonlinearity among the nodes, and id() of those that guided and deconvnet act on.
+
+    Raises ModelError when such a method, or one without switches, would act on nothing, UsageError when `rectify` names
+    no activation.
+    """
+    found = [n for n in map(nonlinearity, nodes) if n]
+    marked = rectified(found, rectify)
+    has_switches = any(n.op in SWITCHLESS for n in nodes)
+    for method in methods:
+        if not METHODS[method].switches and not has_switches:
+            raise ModelError(
+                f"method {method!r} finds no max pool between the input and the score: switches make no difference "
+                f"there. Use --method {METHODS[method].combinator}, or leave --no-switches out."
+            )
+        if METHODS[method].combinator != "gradient" and not marked:
+            raise ModelError(_nothing_to_rectify(method, found))
+    return found, marked
+
+
+def _nothing_to_rectify(method: str, found: Sequence[Nonlinearity]) -> str:
+    kinds = Counter(n.node.op for n in found if n.role == "activation")
+    listing = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    unnamed = Counter(n.node.op for n in found if n.role == UNNAMED)
+    hidden = ", ".join(f"{count} {kind}" for kind, count in unnamed.items())
+    also = f" It has {hidden} of the role {UNNAMED!r}, which 'gbprewrite inspect' lists." if hidden else ""
+    ways = [f"use --rectify all to treat these like ReLU ({listing})"] if listing else []
+    return (
+        f"method {method!r} finds no rectifier (Relu, Clip from 0, Max(x, 0), ThresholdedRelu) between the input and "
+        f"the score{f', only {listing}' if listing else ''}: its map would be the plain gradient under another name. "
+        f"Way out: {' or '.join([*ways, 'use --method gradient'])}.{also}"
+    )

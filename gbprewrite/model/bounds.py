@@ -3,7 +3,7 @@
 Each bound is far above what real networks need, or grows with the file itself.
 """
 
-from gbprewrite.backward.builder import Refused
+from gbprewrite.model.tensors import Refused
 
 FOLDED = 16_000_000  # bytes of constants that are worked out; a larger file may have as many as it has itself
 ROUNDS = 50  # of inference and folding, beside as many as look at

@@ -5,14 +5,14 @@ and known shapes alone, so inference and constant folding take turns until neith
 """
 
 import contextlib
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from gbprewrite.backward.rules.linear import subscripts
 from gbprewrite.model import bounds, foldable, propagation
 from gbprewrite.model.file import without_weights
 from gbprewrite.model.messages import elements, graphs, put_nodes
@@ -307,7 +307,7 @@ class _Folding:
             return None
         known = [dims or [] for dims in operands]
         equation = next(a.s.decode() for a in node.attribute if a.name == "equation")
-        terms, result = subscripts(equation, [len(dims) for dims in known])  # type: ignore[no-untyped-call]
+        terms, result = subscripts(equation, [len(dims) for dims in known])
         sizes: dict[str, Any] = {}
         for term, dims in zip(terms, known, strict=True):
             for label, size in zip(term, dims, strict=True):
@@ -331,3 +331,18 @@ class _Folding:
             else:
                 dims.append(size if size > 0 else None)
         return dims
+
+
+def subscripts(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """(subscripts of each operand, of the result): implicit results written out, ellipses turned into labels."""
+    left, arrow, result = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow:
+        once = sorted(c for c in set(left) - set(",.") if left.count(c) == 1)
+        result = ("..." if "..." in left else "") + "".join(once)
+    spare = [c for c in string.ascii_letters if c not in equation]
+    widths = [r - len(t.replace("...", "")) for t, r in zip(terms, ranks, strict=True)]
+    most = max(widths) if "..." in left else 0
+    broadcast = "".join(spare[:most])
+    terms = [t.replace("...", broadcast[most - w :] if w else "") for t, w in zip(terms, widths, strict=True)]
+    return terms, result.replace("...", broadcast)

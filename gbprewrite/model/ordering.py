@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 from gbprewrite.errors import ModelError
-from gbprewrite.model.messages import graphs, put_nodes
-from gbprewrite.normalise.branches import reads
+from gbprewrite.model.messages import graphs, put_nodes, reads
 
 SHOWN = 6  # nodes of a cycle that a message names
 FunctionKey = tuple[str, str, str]

@@ -98,3 +98,39 @@ def node_proto(node: gs.Node) -> onnx.NodeProto:
 
 def _attribute(value: Any) -> Any:
     return numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
+
+
+Dim: TypeAlias = int | gs.Tensor
+
+
+class Refused(Exception):
+    """A rule can't treat this node; the message says why. Becomes one line of UnsupportedOperators."""
+
+
+def rank(x: Tensor) -> int:
+    """Number of axes; Refused when the graph does not tell."""
+    if x.shape is None:
+        raise Refused(f"the rank of {x.name!r} is not known")
+    return len(x.shape)
+
+
+def fixed(dim: Any) -> bool:
+    """Whether a dimension is a number."""
+    return isinstance(dim, (int, np.integer))
+
+
+def constant_of(x: Tensor | None) -> np.ndarray[Any, Any] | None:
+    """The value of a constant tensor, else None."""
+    return x.values if isinstance(x, gs.Constant) else None
+
+
+def producer(t: Tensor) -> gs.Node | None:
+    """The node that makes a tensor, if any."""
+    return t.inputs[0] if isinstance(t, gs.Variable) and t.inputs else None
+
+
+def same_shape(a: Tensor, b: Tensor) -> bool:
+    """Whether the graph proves that the shapes are equal: numbers agree and symbols have the same name."""
+    if a is b:
+        return True
+    return a.shape is not None and b.shape is not None and list(a.shape) == list(b.shape) and None not in a.shape

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from gbprewrite.model.inference import infer
-from gbprewrite.model.messages import elements, put_nodes
+from gbprewrite.model.messages import _graphs_of, _made_in, elements, put_nodes, rename
 from gbprewrite.model.tensors import SMALL
 
 
@@ -43,47 +43,6 @@ def _inlined(model: ModelProto, node: NodeProto, name: str) -> list[NodeProto]:
         if mine
     ]
     return [*branch.node, *ends]
-
-
-def rename(graph: GraphProto, names: dict[str, str], prefix: str = "") -> None:
-    """New names for values, wherever the graph and the graphs inside it use them; a prefix for its own nodes."""
-    for tensor in [*graph.initializer, *graph.output]:
-        tensor.name = names.get(tensor.name, tensor.name)
-    for node in graph.node:
-        if prefix and not node.name.startswith(prefix) and node.output:
-            node.name = f"{prefix}/{node.name or node.output[0]}"
-        node.input[:] = [names.get(v, v) for v in node.input]
-        node.output[:] = [names.get(v, v) for v in node.output]
-        for inner in _graphs_of(node):
-            own = _made_in(inner)
-            rename(inner, {old: new for old, new in names.items() if old not in own})
-
-
-def reads(node: NodeProto) -> list[str]:
-    """The names that a node reads: its inputs, and what the graphs inside it capture."""
-    return [name for name in node.input if name] + [name for g in _graphs_of(node) for name in captured(g)]
-
-
-def captured(graph: GraphProto) -> list[str]:
-    """The names that a graph inside a node takes from around it, each once."""
-    own = _made_in(graph)
-    read = [name for node in graph.node for name in reads(node)] + [o.name for o in graph.output]
-    return [name for name in dict.fromkeys(read) if name not in own]
-
-
-def names_inside(graph: GraphProto) -> set[str]:
-    """Every name that the graphs inside a graph's nodes make."""
-    inner = [g for node in graph.node for g in _graphs_of(node)]
-    return {name for g in inner for name in _made_in(g) | names_inside(g)}
-
-
-def _made_in(graph: GraphProto) -> set[str]:
-    made = {name for node in graph.node for name in node.output}
-    return made | {t.name for t in graph.initializer} | {i.name for i in graph.input}
-
-
-def _graphs_of(node: NodeProto) -> list[GraphProto]:
-    return [a.g for a in node.attribute if a.HasField("g")]
 
 
 def hoist_weights(model: ModelProto) -> None:

@@ -4,13 +4,13 @@ onnx.inliner can expand such schema functions by itself, but stops at nodes that
 middle (onnx 1.23). So each body is turned into a model-local function first, which it does inline.
 """
 
+from collections.abc import Container
 from typing import Any
 
 import onnx
 import onnx.inliner
 from onnx import FunctionProto, ModelProto, NodeProto, TypeProto
 
-from gbprewrite.backward.rules import NO_GRADIENT, VJP
 from gbprewrite.model import propagation
 from gbprewrite.model.file import opset_of
 from gbprewrite.model.inference import typed_skeleton, types_of
@@ -18,13 +18,13 @@ from gbprewrite.model.inference import typed_skeleton, types_of
 DOMAIN = "gbprewrite.body"
 
 
-def expand_functions(model: ModelProto) -> None:
-    """Replace, in place, every node without a rule by the body that the standard gives it, if it gives one."""
-    while any(_schema(node, opset_of(model)) for node in model.graph.node):
+def expand_functions(model: ModelProto, known: Container[str]) -> None:
+    """Replace, in place, every node whose operator is not known by the body that the standard gives it, if any."""
+    while any(_schema(node, opset_of(model), known) for node in model.graph.node):
         skeleton = typed_skeleton(model)
         types = types_of(propagation.infer_shapes(skeleton))
         for node in skeleton.graph.node:
-            schema = _schema(node, opset_of(model))
+            schema = _schema(node, opset_of(model), known)
             body = _body(schema, node, types, opset_of(model)) if schema else None
             if body is not None:
                 body.name, body.domain = f"{node.op_type}_{len(skeleton.functions)}", DOMAIN
@@ -38,11 +38,11 @@ def expand_functions(model: ModelProto) -> None:
         model.graph.node.extend(expanded.graph.node)
 
 
-def _schema(node: NodeProto, opset: int) -> Any:
-    """The schema of a node that has a body and no rule, else None (onnx 1.23 types schemas without their bodies)."""
-    if node.domain not in ("", "ai.onnx") or node.op_type in VJP or node.op_type in NO_GRADIENT:
+def _schema(node: NodeProto, opset: int, known: Container[str]) -> Any:
+    """The schema of a node that has a body and is not known, else None."""
+    if node.domain not in ("", "ai.onnx") or node.op_type in known:
         return None
-    try:
+    try:  # onnx 1.23 types schemas without their bodies
         schema: Any = onnx.defs.get_schema(node.op_type, opset)
     except onnx.defs.SchemaError:
         return None

@@ -13,8 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.model.inference import infer, types_in
-from gbprewrite.model.messages import graphs, put_nodes
-from gbprewrite.normalise.branches import reads
+from gbprewrite.model.messages import graphs, put_nodes, reads
 
 
 def check_downgrade(model: ModelProto, source: int, target: int) -> None:

@@ -16,9 +16,8 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from gbprewrite.model.inference import infer, types_of
-from gbprewrite.model.messages import put_nodes
+from gbprewrite.model.messages import put_nodes, reads
 from gbprewrite.model.tensors import read_type
-from gbprewrite.normalise.branches import reads
 
 Floats = npt.NDArray[np.float32]
 

@@ -5,14 +5,12 @@ DimensionDenotation.md (IMAGE, DATA_CHANNEL); the rest is what the first nodes c
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, helper, numpy_helper
-
-from gbprewrite.graft import record as report
 
 Array = npt.NDArray[Any]
 Range = tuple[float, float, str]  # scale, mean, text: pixel * scale - mean is fed
@@ -44,10 +42,11 @@ class Evidence(NamedTuple):
     assumptions: tuple[str, ...] = ()
 
 
-def read(model: ModelProto, name: str) -> Evidence:
-    """Everything that a model, converted or not, tells about its input `name`."""
+def read(model: ModelProto, name: str, appended: int = 0) -> Evidence:
+    """Everything that a model tells about its input `name`; `appended` nodes at its end are a conversion's."""
+    own = list(model.graph.node)[: len(model.graph.node) - appended]
     # What was found first stands: what a file states goes before what is read from its nodes, and that before a custom.
-    sources = (_stated(model, name), _computed(model, name), _produced(model) or _answering(model, name))
+    sources = (_stated(model, name), _computed(model, name, own), _produced(model) or _answering(model, name, own))
     known = [e for e in sources if e is not None and not (e.preset and any(s and s.values for s in sources))]
     single: dict[str, Any] = dict.fromkeys(("layout", "channels", "bgr", "values", "preset"))
     for one in reversed(known):
@@ -71,13 +70,13 @@ def _stated(model: ModelProto, name: str) -> Evidence:
     return Evidence(layout, None, bgr, RANGES.get(extent or ""), facts=tuple(facts))
 
 
-def _computed(model: ModelProto, name: str) -> Evidence:
+def _computed(model: ModelProto, name: str, own: Sequence[NodeProto]) -> Evidence:
     """What the first nodes do: a Transpose or Conv shows the axes, arithmetic the range that it normalises."""
     constants = _Constants(model)
     axes, gain, offset, passed = "nchw", np.ones(1), np.zeros(1), []
     channels: int | None = None
     layout: str | None = None
-    for node in _first_nodes(model, name):
+    for node in _first_nodes(own, name):
         if node.op_type == "Transpose":
             axes = _transposed(axes, node)
         elif node.op_type in ARITHMETIC:
@@ -109,13 +108,13 @@ def _produced(model: ModelProto) -> Evidence | None:
     return None
 
 
-def _answering(model: ModelProto, name: str) -> Evidence | None:
+def _answering(model: ModelProto, name: str, own: Sequence[NodeProto]) -> Evidence | None:
     """Whether the first Conv is deaf to values that were divided by their deviation.
 
     Beside its bias, or the deviation that a BatchNormalization behind it expects, such a photograph moves it little:
     then it was trained on 0 to 255. The share is 0.02 for open_nsfw and 0.76 or more for the other public networks.
     """
-    nodes = list(_first_nodes(model, name))
+    nodes = list(_first_nodes(own, name))
     if not nodes or nodes[-1].op_type != "Conv" or any(n.op_type in ARITHMETIC for n in nodes):
         return None
     constants, conv = _Constants(model), nodes[-1]
@@ -168,10 +167,8 @@ class _Constants:
         return numpy_helper.to_array(self._tensors[name]) if name in self._tensors else None
 
 
-def _first_nodes(model: ModelProto, name: str) -> Iterator[NodeProto]:
+def _first_nodes(nodes: Sequence[NodeProto], name: str) -> Iterator[NodeProto]:
     """The nodes that the input passes one after another, up to the first that is neither move nor arithmetic."""
-    record = report.read_record(model)
-    nodes = list(model.graph.node)[: None if record is None else -record["added"]["nodes"] or None]
     while True:
         users = [n for n in nodes if name in n.input and n.op_type != "Shape"]
         if len(users) != 1:

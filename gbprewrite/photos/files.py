@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from gbprewrite.errors import DataError
 from gbprewrite.photos.images import opened
-from gbprewrite.pictures.layout import SOFTWARE
+from gbprewrite.version import SOFTWARE
 
 # Formats of photographs that Pillow reads. It knows more, but their files are seldom photographs (.h5, .mpg, .pdf).
 SUFFIXES = (

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto
 
-from gbprewrite.convert import load
 from gbprewrite.errors import NoFeatureLayer, UsageError
 from gbprewrite.graft import record as report
+from gbprewrite.graft.restore import load
 from gbprewrite.pictures.explain import ExplainedPhoto, PhotoExplainer
 from gbprewrite.pictures.panels import SHOWS
 

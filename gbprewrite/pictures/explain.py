@@ -17,7 +17,6 @@ import numpy.typing as npt
 from onnx import ModelProto
 from PIL import Image
 
-from gbprewrite.backward import cotangents as seed
 from gbprewrite.backward.regions import said_by
 from gbprewrite.errors import DataError, NotFinite, UsageError
 from gbprewrite.graft import photographs as embedded
@@ -39,6 +38,7 @@ from gbprewrite.select.class_axis import classes_second, samples_first
 from gbprewrite.select.final_activation import source_of
 from gbprewrite.select.heads import IN_WORDS
 from gbprewrite.select.subset import numbers_of
+from gbprewrite.select.target import parse_target
 
 Array = npt.NDArray[Any]
 
@@ -149,7 +149,7 @@ class PhotoExplainer:
         self.labels = labels
         self.notes: list[str] = []
         self.methods = tuple(dict.fromkeys([method] if isinstance(method, str) else method or record["methods"]))
-        if seed.parse(record["target"]).kind in ("input", "seed"):
+        if parse_target(record["target"]).kind in ("input", "seed"):
             raise UsageError(
                 f"target {record['target']!r} needs a value at run time. Choose another --target; 'gbprewrite run' "
                 "and gbprewrite.Explainer take such a value."
@@ -175,7 +175,7 @@ class PhotoExplainer:
         own = embedded.agreed(self.explainer.record, said)
         if own is not None:
             return own
-        told = evidence.read(model, self.input.name)
+        told = evidence.read(model, self.input.name, self.explainer.record["added"]["nodes"])
         alone = self.explainer.record["unbatched"] and self.input.shape is not None  # takes one image, without a batch
         shape = (1, *(self.input.shape or ())) if alone else self.input.shape
         made = plan(self.input.name, shape, self.input.dtype, said, told)
@@ -201,7 +201,7 @@ class PhotoExplainer:
                 explanation = self.explainer(self._fed(image))
             if not all(np.isfinite(explanation.map(m)).all() for m in self.methods):
                 raise DataError(" ".join(explanation.notes))
-        by_region = seed.parse(self.explainer.record["target"]).kind == "region"
+        by_region = parse_target(self.explainer.record["target"]).kind == "region"
         shown = self.explainer.score_output if by_region else self.explainer.record["output"]
         values, meaning = self._class_values(explanation, shown, by_region)
         scores, _ = self._class_values(explanation, self.explainer.score_output, by_region)
@@ -219,7 +219,7 @@ class PhotoExplainer:
     @property
     def _by_detection(self) -> bool:
         """Whether single units of a detector's output are explained."""
-        target = seed.parse(self.explainer.record["target"])
+        target = parse_target(self.explainer.record["target"])
         return self._detector is not None and target.one_unit and not self._inner
 
     def _detections(
@@ -277,7 +277,7 @@ class PhotoExplainer:
                 "them with arrays: 'gbprewrite run'."
             )
         record = self.explainer.record
-        target = seed.parse(record["target"])
+        target = parse_target(record["target"])
         index = explanation.index[0]
         if target.one_unit:
             found = [self._unit(explanation, tuple(unit)) for unit in np.atleast_2d(index).tolist()]

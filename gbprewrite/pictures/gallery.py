@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from gbprewrite import files
-from gbprewrite.convert import inspect
 from gbprewrite.errors import DataError, OutputError, UsageError
+from gbprewrite.inspect import inspect
 from gbprewrite.model import file as modelfile
 from gbprewrite.pictures import layout
 from gbprewrite.pictures.explain import ClassScore, ExplainedPhoto, PhotoExplainer, rows

@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gbprewrite import files
-from gbprewrite.cli import console
 from gbprewrite.errors import DataError, OutputError
-from gbprewrite.graft.record import Inspection
+from gbprewrite.inspect import Inspection, alike, rule_rows, value_in_words
 from gbprewrite.pictures import layout
 from gbprewrite.pictures.explain import ExplainedPhoto, PhotoExplainer, axis_in_words, setting
 from gbprewrite.pictures.layout import Row
 from gbprewrite.pictures.panels import Panel, Style
 from gbprewrite.plaintext import plain
+from gbprewrite.runtime import session
 from gbprewrite.version import __version__
 
 PANEL, MOST = 200, 400  # CSS pixels: the least and the most of a panel's longer side
@@ -100,14 +100,12 @@ def _facts(model: Path, explainer: PhotoExplainer, found: Inspection) -> dict[st
         "model": model,
         "setting": setting(explainer),
         "class_axis": axis_in_words(setting(explainer)),
-        "provider": console.provider_in_words(explainer.explainer.provider, explainer.explainer.provider_note),
+        "provider": session.provider_in_words(explainer.explainer.provider, explainer.explainer.provider_note),
         "inspection": found,
-        "in_words": console.value_in_words,
-        "rules": list(console.rule_rows(found.nonlinearities)),
-        "pools": console.alike(found.pools, lambda p: (p["operator"], p["rule"])),
-        "missing": console.alike(
-            [{"node": o.node, "row": (o.operator, o.why)} for o in found.missing], lambda o: o["row"]
-        ),
+        "in_words": value_in_words,
+        "rules": list(rule_rows(found.nonlinearities)),
+        "pools": alike(found.pools, lambda p: (p["operator"], p["rule"])),
+        "missing": alike([{"node": o.node, "row": (o.operator, o.why)} for o in found.missing], lambda o: o["row"]),
     }
 
 

@@ -17,11 +17,10 @@ from gbprewrite import files
 from gbprewrite.errors import OutputError
 from gbprewrite.pictures.panels import Panel
 from gbprewrite.plaintext import plain
-from gbprewrite.version import __version__
+from gbprewrite.version import SOFTWARE, __version__
 
 Array = npt.NDArray[Any]
 
-SOFTWARE = "gbprewrite"  # how our own pictures are known, by PNG's keyword Software
 FRAME = 200  # the grey line around a scale: its white end would be lost on the page
 MOST_LINES = 12  # of a heading
 LINE = 1.5  # height of a line of text, in heights of its letters

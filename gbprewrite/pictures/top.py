@@ -19,11 +19,13 @@ from onnx import ModelProto
 from PIL import Image
 
 from gbprewrite.backward.targets import suited
-from gbprewrite.convert import convert, load
+from gbprewrite.convert import convert
 from gbprewrite.errors import DataError, NotFinite, UsageError
 from gbprewrite.graft import nodes as graft
 from gbprewrite.graft import photographs as embedded
 from gbprewrite.graft import record as report
+from gbprewrite.graft import restore
+from gbprewrite.graft.restore import load
 from gbprewrite.model.messages import copied
 from gbprewrite.photos import evidence, images
 from gbprewrite.photos.preprocessing import Options, plan
@@ -118,7 +120,7 @@ class TopImages:
         self.channels, self.method, self.count = tuple(dict.fromkeys(channels)), method, count
         whole = load(model, replace=None)
         own = embedded.agreed(report.read_record(whole), preprocessing)
-        source = graft.restore(whole)
+        source = restore.restore(whole)
         methods = tuple(dict.fromkeys((method, "gradient")))  # the gradient shows how far the unit sees
         options = {"optimize_for": suited(providers), **options}
         converted = convert(source, methods, "seed", layer=layer, **options)
@@ -230,7 +232,7 @@ class TopImages:
 
 def _up_to(converted: ModelProto, layer: str) -> ModelProto:
     """The forward part that ends in a layer."""
-    model = graft.restore(copied(converted))
+    model = restore.restore(copied(converted))
     if layer not in {o.name for o in model.graph.output}:
         model.graph.output.append(onnx.ValueInfoProto(name=layer))
     graft.keep_only(model, [layer])

@@ -10,18 +10,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from onnx import ModelProto
 
-from gbprewrite.backward.cotangents import parse
 from gbprewrite.backward.targets import suited
-from gbprewrite.convert import convert, load
+from gbprewrite.convert import convert
 from gbprewrite.errors import DataError, ModelError, NotFinite, UsageError
 from gbprewrite.graft import photographs as embedded
 from gbprewrite.graft import record as report
+from gbprewrite.graft.restore import load
 from gbprewrite.model.messages import copied
 from gbprewrite.photos import images
 from gbprewrite.runtime import arrays, finiteness
 from gbprewrite.runtime.session import Session
 from gbprewrite.select.final_activation import show_score
 from gbprewrite.select.subset import text_of
+from gbprewrite.select.target import parse_target
 
 Array = NDArray[Any]
 
@@ -247,7 +248,7 @@ class Explainer:
 
     def _check_targets(self, feeds: Mapping[str, Array], maps: Mapping[str, Array]) -> None:
         """A model answers a target that does not exist with maps of nothing but NaN; here that is an error."""
-        kind, target = parse(self.record["target"]).kind, self.record["target_name"]
+        kind, target = parse_target(self.record["target"]).kind, self.record["target_name"]
         if kind in ("argmax", "seed") or (self._classes is not None and kind not in ("input", "region")):
             return  # the conversion knew what there is
         for (x, _, form), name in self._names.items():
@@ -319,7 +320,7 @@ def _check_agreement(
     """An option that contradicts what a converted file holds is an error, not ignored."""
     asked = [method] if isinstance(method, str) else list(method or [])
     against = [f"method {m!r}" for m in asked if m not in record["methods"]]
-    if target is not None and parse(target).text != record["target"]:
+    if target is not None and parse_target(target).text != record["target"]:
         against.append(f"target {target!r}")
     for name in ("score", "layer"):
         if options.get(name) not in (None, record["score"], record["output"], record["options"].get("score")):

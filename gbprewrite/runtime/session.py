@@ -165,3 +165,8 @@ def _open(ort: Any, model: Any, options: Any, providers: Sequence[Any]) -> Any:
             f"onnxruntime {ort.__version__} can't load the model: {first_line(error)}. If it can't load the source "
             "either, export the source again for this version (its opset and IR must not be newer than the runtime)."
         ) from error
+
+
+def provider_in_words(provider: str, note: str) -> str:
+    """`cpu (CUDA did not load)`"""
+    return f"{provider} ({note})" if note else provider

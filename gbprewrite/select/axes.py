@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import constant_of
-from gbprewrite.backward.rules.linear import subscripts
-from gbprewrite.methods import table as policies
-from gbprewrite.model.tensors import Tensor
+from gbprewrite.model.inference import subscripts
+from gbprewrite.model.tensors import Tensor, constant_of
 from gbprewrite.select.regrouping import (
     BATCH,
     BESIDE,
@@ -33,13 +31,14 @@ from gbprewrite.select.regrouping import (
     size_of,
 )
 from gbprewrite.select.shape_operands import operand_sizes
+from gbprewrite.view import operators
 
 CONVOLUTIONS = ("Conv", "ConvInteger", "ConvTranspose", "DeformConv", "QLinearConv")
 PRODUCTS = {"MatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3, "Gemm": 1, "QGemm": 3}  # the place of the right factor
 # Channels on axis 1 and positions behind them, if nothing else is known of these axes.
 WINDOWED = (
     *("BatchNormalization", "DepthToSpace", "GroupNormalization", "InstanceNormalization", "LRN", "SpaceToDepth"),
-    *("GridSample", "QLinearAveragePool", "QLinearGlobalAveragePool", *policies.POOLS),
+    *("GridSample", "QLinearAveragePool", "QLinearGlobalAveragePool", *operators.POOLS),
 )
 # Each axis of the output is that axis of the first input, of whatever size; or of all inputs.
 OF_FIRST = (
@@ -54,7 +53,7 @@ OF_FIRST = (
         "Slice",
         "Split",
     ),
-    *("Tile", "TopK", "Upsample", *policies.ACTIVATIONS, *policies.RECTIFIERS, "Softmax", "LogSoftmax", "Hardmax"),
+    *("Tile", "TopK", "Upsample", *operators.ACTIVATIONS, *operators.RECTIFIERS, "Softmax", "LogSoftmax", "Hardmax"),
     *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "CastLike", "Ceil", "Cos", "Cosh", "CumProd", "Erf"),
     *("Exp", "Floor", "GatherElements", "IsInf", "IsNaN", "Log", "Neg", "Not", "QLinearLeakyRelu", "QLinearSigmoid"),
     *("Reciprocal", "ReverseSequence", "RMSNormalization", "Round", "Scatter", "ScatterElements", "ScatterND"),

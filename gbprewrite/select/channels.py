@@ -9,19 +9,18 @@ from typing import NamedTuple
 
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward import walk as differentiate
 from gbprewrite.errors import ModelError, NoFeatureLayer, UsageError
-from gbprewrite.methods import table as policies
 from gbprewrite.model.tensors import Tensor, is_float, is_quantised
-from gbprewrite.select import selection as select
 from gbprewrite.select.explained import Explained
+from gbprewrite.select.score import named
 from gbprewrite.select.selection import Selection
+from gbprewrite.view import operators, paths
 from gbprewrite.view.idioms import producer
 from gbprewrite.view.quantised import meaning_of, only_in_view
 
 WINDOWED = (
     *("BatchNormalization", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "DepthToSpace", "GroupNormalization"),
-    *("InstanceNormalization", "LRN", "QLinearConv", "SpaceToDepth", *policies.POOLS),
+    *("InstanceNormalization", "LRN", "QLinearConv", "SpaceToDepth", *operators.POOLS),
     *("QLinearAveragePool", "QLinearGlobalAveragePool"),
 )
 # Axis by axis, output and inputs of equal rank are the same thing.
@@ -29,7 +28,7 @@ ALIGNED = (
     *("Abs", "Add", "Cast", "Concat", "DequantizeLinear", "Div", "Dropout", "Erf", "Exp", "Identity", "Max", "Mean"),
     *("Min", "Mul", "Neg", "Pad", "Pow", "QuantizeLinear", "Resize", "Saturation", "Slice", "Split", "Sqrt", "Sub"),
     *("QLinearAdd", "QLinearConcat", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid"),
-    *("Sum", "Upsample", "Where", *policies.ACTIVATIONS, *policies.RECTIFIERS),
+    *("Sum", "Upsample", "Where", *operators.ACTIVATIONS, *operators.RECTIFIERS),
 )
 
 TURNED = ("Cast", "Dropout", "Identity", "Squeeze", "Transpose", "Unsqueeze")
@@ -76,7 +75,7 @@ def feature_layers(graph: gs.Graph, chosen: Selection, name: str | None, parts: 
 def _layer_of(
     x: Tensor, chosen: Selection, axes: dict[int, int], named: Tensor | None, parts: Explained
 ) -> FeatureLayer:
-    nodes = differentiate.between(chosen.nodes, [x], chosen.score)
+    nodes = paths.between(chosen.nodes, [x], chosen.score)
     if named is not None and not any(named is t for node in nodes for t in node.outputs):
         raise UsageError(
             f"--cam-layer {named.name}: the input {x.name!r} does not reach this layer, so that it has no map there. "
@@ -105,7 +104,7 @@ def _beside(
     """The last feature maps on ways from the input to the score that lead around a layer, the nearest score first."""
     around: Tensor | None = layer
     for _ in range(MOST_BESIDE):
-        nodes = differentiate.between([n for n in nodes if not any(around is t for t in n.outputs)], [x], score)
+        nodes = paths.between([n for n in nodes if not any(around is t for t in n.outputs)], [x], score)
         around = _last(nodes, score, axes)
         if around is None:
             return
@@ -151,7 +150,7 @@ def _turned(score: Tensor) -> set[int]:
 
 
 def _named(graph: gs.Graph, chosen: Selection, name: str) -> Tensor:
-    tensor = select.named(graph, name, "--cam-layer")
+    tensor = named(graph, name, "--cam-layer")
     if not any(tensor is t for node in chosen.nodes for t in node.outputs) or tensor is chosen.score:
         raise UsageError(
             f"--cam-layer {name}: it does not lie between the input and the score {chosen.score.name!r}. "

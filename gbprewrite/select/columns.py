@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import constant_of, fixed
-from gbprewrite.methods import table as policies
-from gbprewrite.model.tensors import Tensor
+from gbprewrite.model.tensors import Tensor, constant_of, fixed
+from gbprewrite.view import operators
 from gbprewrite.view.idioms import producer
 
 MOST = 4096  # steps: a graph that joins the same tensor again and again has more pieces than nodes
@@ -19,7 +18,7 @@ UNCHANGED = ("Cast", "DequantizeLinear", "Dropout", "Identity", "QuantizeLinear"
 ALIKE = (
     *("Abs", "Clip", "Exp", "Floor", "HardSigmoid", "Log", "LogSoftmax", "Neg", "Reciprocal", "Saturation", "Sigmoid"),
     *("Softmax", "Sqrt", "Tanh"),
-    *policies.ACTIVATIONS, *policies.RECTIFIERS,
+    *operators.ACTIVATIONS, *operators.RECTIFIERS,
 )  # fmt: skip
 SIGNS = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Mean", "Sum", "Pow", "Where")
 CHOICES = ("Gather", "GatherElements", "GatherND", "TopK")  # some of the positions

@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import fixed
-from gbprewrite.backward.cotangents import Target
 from gbprewrite.errors import UsageError
-from gbprewrite.model.tensors import Tensor, is_float
+from gbprewrite.model.tensors import Tensor, fixed, is_float
 from gbprewrite.select import subset
 from gbprewrite.select.heads import (
     CHOSEN_FROM,
@@ -23,6 +21,7 @@ from gbprewrite.select.heads import (
     node_in_words,
     recognise,
 )
+from gbprewrite.select.target import Target
 from gbprewrite.view.idioms import producer
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward import walk as differentiate
 from gbprewrite.model.names import shortlist
 from gbprewrite.model.tensors import Tensor, is_float
 from gbprewrite.select.class_axis import words
 from gbprewrite.select.final_activation import final_activation
+from gbprewrite.view import paths
 from gbprewrite.view.quantised import only_in_view
 
 MOST = 50  # tensors that are looked at beside the outputs: scores lie near them
@@ -23,7 +23,7 @@ def reached(made: set[int], tensor: Tensor) -> bool:
 def ends(graph: gs.Graph, inputs: Sequence[Tensor], outputs: Iterable[Tensor]) -> list[Tensor]:
     """The tensors that inputs reach by differentiable steps and that are nearest to these outputs, or the outputs."""
     found: list[Tensor] = []
-    made = differentiate.made_on_the_way(graph, inputs)
+    made = paths.made_on_the_way(graph, inputs)
     todo = deque(outputs)
     seen: set[int] = set()
     most = MOST + len(todo)
@@ -35,7 +35,7 @@ def ends(graph: gs.Graph, inputs: Sequence[Tensor], outputs: Iterable[Tensor]) -
         if reached(made, tensor) and not only_in_view(tensor):
             found.append(tensor)
         else:
-            todo += [t for node in tensor.inputs for t in differentiate.read_by(node) if isinstance(t, gs.Variable)]
+            todo += [t for node in tensor.inputs for t in paths.read_by(node) if isinstance(t, gs.Variable)]
     return found
 
 

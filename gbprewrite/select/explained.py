@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import fixed
-from gbprewrite.backward.cotangents import Target
-from gbprewrite.model.tensors import Tensor
+from gbprewrite.model.tensors import Tensor, fixed
 from gbprewrite.select import subset
 from gbprewrite.select.columns import UNCHANGED, Piece, pieces
 from gbprewrite.select.heads import MOVED, SCORING, dependent
 from gbprewrite.select.selection import Selection
+from gbprewrite.select.target import Target
 from gbprewrite.view.idioms import producer
 
 

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
-from gbprewrite.backward.builder import fixed
-from gbprewrite.model.tensors import Tensor, is_float, is_quantised
+from gbprewrite.model.tensors import Tensor, fixed, is_float, is_quantised
 
 ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
 KEEPS = ("Identity", "Dropout", "Cast", "QuantizeLinear", "DequantizeLinear")

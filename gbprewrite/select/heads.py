@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward import walk as differentiate
-from gbprewrite.backward.builder import constant_of
-from gbprewrite.model.tensors import Tensor, is_float
+from gbprewrite.model.tensors import Tensor, constant_of, is_float
 from gbprewrite.select.columns import Piece, Step, pieces
+from gbprewrite.view import paths
 from gbprewrite.view.idioms import producer
 
 SCORING = ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax")
@@ -78,7 +77,7 @@ class Head(NamedTuple):
 
 def dependent(graph: gs.Graph, inputs: Sequence[Tensor], score: Tensor) -> set[int]:
     """id() of the tensors between inputs and score that depend on the inputs by real numbers."""
-    nodes = differentiate.path(graph, inputs, score)
+    nodes = paths.path(graph, inputs, score)
     return {id(t) for t in inputs} | {id(t) for n in nodes for t in n.outputs}
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import constant_of
-from gbprewrite.model.tensors import Tensor
+from gbprewrite.model.tensors import Tensor, constant_of
 
 DEEPEST = 20  # nodes between a Shape and what reads it
 MOST = 64  # axes

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from gbprewrite.backward import walk as differentiate
-from gbprewrite.backward.rules import NO_GRADIENT
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.model.names import shortlist, similar
 from gbprewrite.model.tensors import Tensor, is_float, is_integer, is_quantised
+from gbprewrite.view import paths
 from gbprewrite.view.meaning import MEANT
+from gbprewrite.view.operators import NO_GRADIENT
 from gbprewrite.view.quantised import only_in_view, shown
 
 IMAGE_RANK = 3  # integers of fewer axes are counts, classes, tokens or their masks unless they have 8 or 16 bits
@@ -126,7 +126,7 @@ def behind(x: Tensor, by_index: bool = False) -> Iterator[Tensor]:
             yield meant
             continue
         for node in current.outputs:
-            read = node.inputs if by_index else differentiate.valued(node)
+            read = node.inputs if by_index else paths.valued(node)
             by_value = node.op not in NO_GRADIENT and any(t is current for t in read)
             for y in node.outputs if by_value else []:
                 if id(y) not in seen and y.dtype is not None:
@@ -147,5 +147,5 @@ def sources_of(tensor: Tensor) -> set[str]:
         for node in current.inputs:
             if id(node) not in seen:
                 seen.add(id(node))
-                todo += differentiate.read_by(node)
+                todo += paths.read_by(node)
     return names

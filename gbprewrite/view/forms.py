@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import constant_of, producer, same_shape
-from gbprewrite.model.tensors import Tensor, is_float
+from gbprewrite.model.tensors import Tensor, constant_of, is_float, producer, same_shape
 from gbprewrite.view import piecewise
 from gbprewrite.view.element_functions import ELEMENTWISE, Function
 from gbprewrite.view.piecewise import IDENTITY, Pieces, Unknown, constant

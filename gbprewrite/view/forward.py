@@ -4,38 +4,39 @@ The view never goes back into the file. What it raises (a hard-sigmoid written a
 Max) is one node here, with a rule of its own, while the source keeps its own spelling.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Container, Iterable, Mapping
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import ModelProto, numpy_helper
+from onnx import GraphProto, ModelProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from gbprewrite.backward.builder import constant_of, producer
 from gbprewrite.errors import ModelError
 from gbprewrite.model.attributes import check_ranks
 from gbprewrite.model.inference import infer, types_of
-from gbprewrite.model.messages import elements
-from gbprewrite.model.tensors import SMALL
+from gbprewrite.model.messages import captured, elements, rename
+from gbprewrite.model.symbols import UNKNOWN
+from gbprewrite.model.tensors import SMALL, Tensor
+from gbprewrite.normalise.dialect import settle
 from gbprewrite.view import quantised
 from gbprewrite.view.element_functions import ELEMENTWISE
 from gbprewrite.view.forms import HANDED_ON, number_in
-from gbprewrite.view.idioms import raise_idioms, scalar
+from gbprewrite.view.idioms import raise_idioms
 from gbprewrite.view.meaning import show_meaning
+from gbprewrite.view.rearrange import absorb_padding, nest_concatenations
 
 
-def view(model: ModelProto, around: Mapping[str, gs.Tensor] | None = None, rearrange: bool = True) -> gs.Graph:
+def view(
+    model: ModelProto, known: Container[str], around: Mapping[str, Tensor] | None = None, rearrange: bool = True
+) -> gs.Graph:
     """The normalised model as a graphsurgeon graph, ready for look-ups; or a branch, with the tensors around it.
 
-    `rearrange` regroups padding and concatenations, so that the way back to the inputs is shorter. The cotangents of
-    inner tensors need the graph as it is written.
+    `known` operators keep their nodes, in branches as in `normalise`. `rearrange` regroups padding and concatenations,
+    so that the way back to the inputs is shorter; the cotangents of inner tensors need the graph as it is written.
 
     Raises ModelError when shape inference finds a contradiction in the model.
     """
-    from gbprewrite.view.conditional import open_branches, share  # which views the branches
-
     try:
         skeleton = infer(model)
     except onnx.shape_inference.InferenceError as error:
@@ -53,7 +54,7 @@ def view(model: ModelProto, around: Mapping[str, gs.Tensor] | None = None, rearr
     quantised.split(graph)
     if around is None:
         show_meaning(graph, {i.name for i in model.graph.input} - {t.name for t in model.graph.initializer})
-    open_branches(skeleton, graph, around or {})
+    open_branches(skeleton, graph, around or {}, known)
     raise_idioms(graph, (t.name for t in model.graph.initializer))
     quantised.mark(graph, graph.outputs if around is None else [])
     if rearrange:
@@ -77,54 +78,81 @@ def know_single_numbers(graph: gs.Graph, model: ModelProto) -> None:
                 node.inputs[i] = constant
 
 
-def nest_concatenations(graph: gs.Graph) -> None:
-    """A concatenation that starts with all the parts of an earlier one reads that one.
+class Branch(gs.Graph):  # type: ignore[misc]  # graphsurgeon comes without types
+    """A branch of an If in the view; `forward` is what it computes, in the spelling of the source."""
 
-    The layers of a DenseNet concatenate everything before them. Differentiated as they stand, each hands a sliver to
-    each of its predecessors, and the number of sums grows with the square of the depth.
+    def __init__(self, viewed: gs.Graph, forward: GraphProto) -> None:
+        super().__init__(nodes=viewed.nodes, outputs=viewed.outputs, opset=viewed.opset)
+        self.forward = forward
+
+
+def open_branches(skeleton: ModelProto, graph: gs.Graph, farther: Mapping[str, Tensor], known: Container[str]) -> None:
+    """View, in place, the branches of every If of a view that was imported from the skeleton.
+
+    `farther` are the tensors around the graph, where it is a branch itself.
     """
-    earlier: dict[int, gs.Tensor] = {}
-    begun: dict[tuple[int, Any], int] = {}  # the first parts of any concatenation, each with one more, are numbered
-    for node in graph.nodes:
-        if node.op != "Concat" or node.domain not in (None, "", "ai.onnx"):
-            continue
-        parts = list(node.inputs)
-        keys = [begun.setdefault((0, node.attrs.get("axis")), len(begun) + 1)]
-        for part in parts:
-            keys.append(begun.setdefault((keys[-1], id(part)), len(begun) + 1))
-        longest = next((n for n in range(len(parts) - 1, 1, -1) if keys[n] in earlier), None)
-        if longest is not None:
-            node.inputs = [earlier[keys[longest]], *parts[longest:]]
-        earlier.setdefault(keys[-1], node.outputs[0])
+    bodies = {p.output[0]: p for p in skeleton.graph.node if p.op_type == "If"}
+    if not bodies:
+        return
+    around = {t.name: t for n in graph.nodes for t in [*n.inputs, *n.outputs]} | {t.name: t for t in graph.inputs}
+    around |= farther
+    for node in [n for n in graph.nodes if n.op == "If"]:
+        for attribute in bodies[node.outputs[0].name].attribute:
+            for raw in node.attrs[attribute.name].nodes:  # as imported; else it would still read what it captures
+                raw.inputs.clear()
+            prefix = f"{node.name}/{attribute.name}"
+            while any(name.startswith(prefix) for name in around):
+                prefix += "_"
+            node.attrs[attribute.name] = _opened(_alone(skeleton, attribute.g, prefix), prefix, around, known)
 
 
-def absorb_padding(graph: gs.Graph) -> None:
-    """A Conv behind a Pad with zeros pads for itself, so that nothing has to be cut off on the way back.
+def _alone(skeleton: ModelProto, body: GraphProto, prefix: str) -> ModelProto:
+    """A branch as a model: what it captures becomes initializers where it is known, else inputs."""
+    made = ModelProto(ir_version=skeleton.ir_version, opset_import=skeleton.opset_import)
+    made.graph.CopyFrom(body)
+    _own_names(made.graph, prefix)
+    types, given = types_of(skeleton), {i.name for i in skeleton.graph.input}
+    known = {t.name: t for t in skeleton.graph.initializer if t.name not in given}
+    for name in captured(body):
+        if name in known:
+            made.graph.initializer.append(known[name])
+        elif name in types:
+            made.graph.input.append(helper.make_value_info(name, types[name]))
+        else:
+            made.graph.input.append(helper.make_empty_tensor_value_info(name))
+    return made
 
-    Keras and TensorFlow write the padding of strided convolutions in this way.
-    """
-    for node in graph.nodes:
-        pad = producer(node.inputs[0]) if node.op == "Conv" and node.inputs else None
-        widths = _zeros_around(pad) if pad is not None else None
-        if pad is None or widths is None or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-            continue
-        own = node.attrs.get("pads") or [0] * len(widths)
-        if node.attrs.pop("auto_pad", "NOTSET") == "VALID":
-            own = [0] * len(widths)
-        node.attrs["pads"] = [a + b for a, b in zip(own, widths, strict=True)]
-        node.inputs = [pad.inputs[0], *node.inputs[1:]]
+
+def _own_names(graph: GraphProto, prefix: str, kept: Iterable[str] = ()) -> None:
+    """Names that say whose they are, and that no graph around it uses."""
+    inner = {t.name for t in graph.initializer} | {o for n in graph.node for o in n.output if o}
+    rename(graph, {n: f"{prefix}/{n}" for n in inner - {*kept} if not n.startswith(prefix)}, prefix)
 
 
-def _zeros_around(pad: gs.Node) -> list[int] | None:
-    """The spatial widths of a Pad with zeros, as a Conv's pads; None for any other node."""
-    if pad.op != "Pad" or pad.attrs.get("mode", "constant") != "constant" or len(pad.inputs) > 3:
-        return None  # with axes is rare
-    given = constant_of(pad.inputs[1])
-    zero = len(pad.inputs) < 3 or not pad.inputs[2].name or scalar(pad.inputs[2]) == 0
-    if given is None or not zero or pad.inputs[0].shape is None or len(given) != 2 * len(pad.inputs[0].shape):
-        return None
-    half = len(given) // 2
-    widths = [int(n) for n in given]
-    if any(widths[:2]) or any(widths[half : half + 2]) or min(widths) < 0:
-        return None
-    return widths[2:half] + widths[half + 2 :]
+def _opened(alone: ModelProto, prefix: str, around: Mapping[str, Tensor], known: Container[str]) -> Branch:
+    captures = {i.name: i for i in alone.graph.input}
+    constants = {t.name for t in alone.graph.initializer if not t.name.startswith(prefix)}
+    settle(alone, known)
+    _own_names(alone.graph, prefix, constants)
+    graph = view(alone, known, {n: t for n, t in around.items() if n in captures or n in constants})
+    symbols = {d.dim_param for i in captures.values() for d in i.type.tensor_type.shape.dim}
+    for tensor in (t for n in graph.nodes for t in n.outputs if t.shape is not None):
+        # Inference counts its own names in every graph from zero.
+        tensor.shape = [
+            f"{prefix}:{d}" if isinstance(d, str) and d.startswith(UNKNOWN) and d not in symbols else d
+            for d in tensor.shape
+        ]
+    forward = GraphProto(node=alone.graph.node)
+    forward.initializer.extend(t for t in alone.graph.initializer if t.name not in constants)
+    return Branch(graph, forward)
+
+
+def share(branch: gs.Graph, around: Mapping[str, Tensor]) -> None:
+    """Put the tensors around a branch in the place of its own for them."""
+    for node in branch.nodes:
+        for i, tensor in enumerate(node.inputs):
+            if tensor.name in around and not tensor.inputs:
+                node.inputs[i] = around[tensor.name]
+    for i, tensor in enumerate(branch.outputs):
+        if tensor.name in around and not tensor.inputs:
+            branch.outputs[i] = around[tensor.name]

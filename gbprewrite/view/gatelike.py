@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import producer
-from gbprewrite.model.tensors import Tensor, is_float
+from gbprewrite.model.tensors import Tensor, is_float, producer
 from gbprewrite.view.forms import HANDED_ON, Forms
 from gbprewrite.view.piecewise import IDENTITY, ONE, Pieces, number_of
 

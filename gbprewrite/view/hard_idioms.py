@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import producer
+from gbprewrite.model.tensors import producer
 from gbprewrite.view.raising import RAMP, Readers, become, scalar, with_scalar
 from gbprewrite.view.rectifier_idioms import close
 

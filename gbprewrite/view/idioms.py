@@ -7,9 +7,8 @@ from itertools import count
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import constant_of, same_shape
-from gbprewrite.backward.builder import producer as producer  # which further modules take from here
-from gbprewrite.model.tensors import numpy_dtype
+from gbprewrite.model.tensors import constant_of, numpy_dtype, same_shape
+from gbprewrite.model.tensors import producer as producer  # which further modules take from here
 from gbprewrite.view.forms import Forms
 from gbprewrite.view.gatelike import GATE_LIKE, is_gate_like
 from gbprewrite.view.hard_idioms import raise_hard

@@ -9,9 +9,9 @@ from collections.abc import Collection
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.rules import NO_GRADIENT
 from gbprewrite.model.qlinear import OPERANDS, operands
 from gbprewrite.model.tensors import Tensor, is_integer, is_quantised
+from gbprewrite.view.operators import NO_GRADIENT
 
 MEANT = "gbprewrite_meant"  # attribute of a QuantizeLinear that only the view has
 

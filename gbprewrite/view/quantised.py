@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import constant_of
 from gbprewrite.errors import ModelError
 from gbprewrite.model.qlinear import DOMAIN, QLINEAR, operands
-from gbprewrite.model.tensors import Tensor, is_quantised, quantised_range
+from gbprewrite.model.tensors import Tensor, constant_of, is_quantised, quantised_range
 from gbprewrite.view.idioms import RAMP, producer
 from gbprewrite.view.ranges import Ranges, values_of
 

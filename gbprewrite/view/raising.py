@@ -5,7 +5,7 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import constant_of
+from gbprewrite.model.tensors import constant_of
 
 RAMP = "gbprewrite_ramp"  # attribute of a Clip, Max or Relu that is the ramp inside a hard-sigmoid
 RAISED = "gbprewrite_idiom"  # attribute of a raised node: how the source spells it

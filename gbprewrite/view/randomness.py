@@ -13,11 +13,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from gbprewrite.backward.builder import constant_of
 from gbprewrite.errors import ModelError
-from gbprewrite.model.messages import graphs
-from gbprewrite.model.tensors import Tensor
-from gbprewrite.normalise.branches import names_inside
+from gbprewrite.model.messages import graphs, names_inside
+from gbprewrite.model.tensors import Tensor, constant_of
 
 DRAWS = frozenset(
     ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
@@ -47,7 +45,7 @@ def in_model(model: ModelProto) -> bool:
 
 def drawing(score: Tensor) -> list[gs.Node]:
     """The nodes before a score that draw random numbers, by name."""
-    from gbprewrite.backward.walk import read_by  # which reads the rules, and one of these this module
+    from gbprewrite.view.paths import read_by  # which reads the rules, and one of these this module
 
     todo, seen = [score], set()
     found: dict[str, gs.Node] = {}

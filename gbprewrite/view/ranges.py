@@ -11,9 +11,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import constant_of
 from gbprewrite.model.qlinear import QLINEAR, operands
-from gbprewrite.model.tensors import SMALL, Tensor, elements_of, is_quantised, quantised_range
+from gbprewrite.model.tensors import SMALL, Tensor, constant_of, elements_of, is_quantised, quantised_range
 
 INFINITE = math.inf
 

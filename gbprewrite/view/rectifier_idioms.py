@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import producer
-from gbprewrite.model.tensors import Tensor, numpy_dtype, onnx_type
+from gbprewrite.model.tensors import Tensor, numpy_dtype, onnx_type, producer
 from gbprewrite.view.forms import Forms
 from gbprewrite.view.piecewise import EXP, IDENTITY, ONE, Part, Pieces, magnitude, negated, number_of
 from gbprewrite.view.raising import Readers

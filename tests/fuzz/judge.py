@@ -156,7 +156,7 @@ def _ending_in(model: ModelProto, score: str) -> bytes:
 def _scored(model: ModelProto, score: str) -> ModelProto:
     part = ModelProto()
     part.CopyFrom(model)
-    own = gbprewrite.graft.nodes.restore(part)  # without the backward part, whose inputs nobody feeds
+    own = gbprewrite.graft.restore.restore(part)  # without the backward part, whose inputs nobody feeds
     del own.graph.output[:]
     own.graph.output.append(onnx.ValueInfoProto(name=score))
     return own

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip insta
 pytest.importorskip("onnxscript", reason="the dynamo exporter needs it: pip install -e '.[proof]'")
 
 import gbprewrite  # noqa: E402
-from gbprewrite.methods.table import UNNAMED  # noqa: E402
+from gbprewrite.select.rectifiers import UNNAMED  # noqa: E402
 from tests.oracle.torch_oracle import METHODS, explain, relative_l2  # noqa: E402
 from tests.proof.files import one_thread  # noqa: E402, F401
 from tests.proof.relu_spellings import EXPORTS, SPELLINGS, Network, picture, source, spellings  # noqa: E402

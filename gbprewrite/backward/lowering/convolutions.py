@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import Dim, fixed, rank
 from gbprewrite.backward.lowering import phases
 from gbprewrite.backward.lowering.verbs import END
 from gbprewrite.backward.lowering.windows import Window, Windows
-from gbprewrite.model.tensors import HALF, Tensor, onnx_type
+from gbprewrite.model.tensors import HALF, Dim, Tensor, fixed, onnx_type, rank
 
 PRODUCTS = (2.0**-64, 2.0**100)  # of weights and scales that leave float32 in neither direction
 

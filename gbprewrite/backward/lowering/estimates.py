@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import fixed
 from gbprewrite.backward.lowering.magnitude import (
     FEW,
     INF,
@@ -27,7 +26,7 @@ from gbprewrite.backward.lowering.magnitude import (
     Magnitude,
     small,
 )
-from gbprewrite.model.tensors import Tensor
+from gbprewrite.model.tensors import Tensor, fixed
 
 
 def unknown(node: gs.Node, known: Known) -> Magnitude:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.builder import constant_of
 from gbprewrite.backward.lowering.magnitudes import Magnitudes
 from gbprewrite.backward.lowering.verbs import Verbs
-from gbprewrite.model.tensors import HALF, Tensor, numpy_dtype, onnx_type
+from gbprewrite.model.tensors import HALF, Tensor, constant_of, numpy_dtype, onnx_type
 
 STEEPEST = 2.0**126  # times the smallest normal float32 is 1
 NOUGHT = -(2.0**-100)  # changes no mask; OpenVINO takes a beta of 0 for one left out, which is 0.5

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gbprewrite.backward.builder import fixed
 from gbprewrite.backward.lowering.verbs import END
 from gbprewrite.model import bounds
-from gbprewrite.model.tensors import Tensor
+from gbprewrite.model.tensors import Tensor, fixed
 
 if TYPE_CHECKING:
     from gbprewrite.backward.lowering.convolutions import Convolutions

@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from gbprewrite.backward.builder import Dim, fixed
 from gbprewrite.backward.lowering import unpooling
 from gbprewrite.backward.lowering.convolutions import Convolutions
 from gbprewrite.backward.lowering.windows import Window
 from gbprewrite.model import bounds
 from gbprewrite.model.bounds import check_constant
-from gbprewrite.model.tensors import Tensor, numpy_dtype
+from gbprewrite.model.tensors import Dim, Tensor, fixed, numpy_dtype
 
 
 class Pools(Convolutions):

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gbprewrite.backward.builder import Dim, fixed
 from gbprewrite.model import bounds
-from gbprewrite.model.tensors import Tensor, numpy_dtype
+from gbprewrite.model.tensors import Dim, Tensor, fixed, numpy_dtype
 
 if TYPE_CHECKING:
     from gbprewrite.backward.lowering.pools import Pools

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from gbprewrite.backward.builder import Dim, Shapes, fixed, rank
+from gbprewrite.backward.builder import Shapes
 from gbprewrite.model import bounds
-from gbprewrite.model.tensors import Tensor, numpy_dtype, onnx_type
+from gbprewrite.model.tensors import Dim, Tensor, fixed, numpy_dtype, onnx_type, rank
 
 END = np.iinfo(np.int64).max  # "to the end" in a Slice
 

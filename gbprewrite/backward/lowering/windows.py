@@ -8,9 +8,8 @@ Sources: Dumoulin and Visin 2016, section 4; https://onnx.ai/onnx/operators/onnx
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gbprewrite.backward.builder import Dim, Refused, fixed, rank
 from gbprewrite.backward.lowering.masks import Masks
-from gbprewrite.model.tensors import Tensor
+from gbprewrite.model.tensors import Dim, Refused, Tensor, fixed, rank
 
 
 class Window(NamedTuple):

@@ -7,10 +7,9 @@ import math
 
 import numpy as np
 
-from gbprewrite.backward.builder import constant_of
-from gbprewrite.backward.rules import vjp
 from gbprewrite.backward.rules.elementwise import one, zero
-from gbprewrite.model.tensors import numpy_dtype
+from gbprewrite.backward.rules.table import vjp
+from gbprewrite.model.tensors import constant_of, numpy_dtype
 
 
 @vjp("Relu")

@@ -3,11 +3,16 @@
 Source: https://onnx.ai/onnx/operators/onnx__If.html.
 """
 
-import onnx_graphsurgeon as gs
+from collections.abc import Sequence
 
-from gbprewrite.backward.builder import Refused
-from gbprewrite.backward.rules import vjp
-from gbprewrite.model.tensors import is_float
+import onnx_graphsurgeon as gs
+from onnx import GraphProto, NodeProto, helper, numpy_helper
+
+from gbprewrite.backward.lowering import Builder
+from gbprewrite.backward.rules.table import vjp
+from gbprewrite.model.messages import reads
+from gbprewrite.model.tensors import Refused, Tensor, is_float, node_proto, onnx_type
+from gbprewrite.view.forward import Branch
 from gbprewrite.view.randomness import draws
 
 
@@ -15,7 +20,6 @@ from gbprewrite.view.randomness import draws
 def if_(op, dys, ys, condition, *captured, then_branch, else_branch, rule_of):
     """dx = an If of the same condition, whose branches pull dy back through the branches"""
     from gbprewrite.backward.walk import pull_back_branch  # which reads the table of rules
-    from gbprewrite.view.conditional import written
 
     if not all(map(is_float, captured)):
         raise Refused("a branch takes quantised values from around it")
@@ -27,3 +31,22 @@ def if_(op, dys, ys, condition, *captured, then_branch, else_branch, rule_of):
         inner = op.inside(branch)
         made[name] = written(inner, branch, pull_back_branch(inner, branch, dys, captured, rule_of))
     return None, *op.branched(condition, made, captured)
+
+
+def written(op: Builder, branch: Branch, outputs: Sequence[Tensor]) -> GraphProto:
+    """What was built in a branch as a graph that runs: the built nodes and the forward ones that the outputs need."""
+    needed = {t.name for t in outputs}
+    nodes: list[NodeProto] = []
+    for node in [*map(node_proto, reversed(op.nodes)), *reversed(branch.forward.node)]:
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(reads(node))
+    made = helper.make_graph(
+        nodes[::-1],
+        branch.forward.name or "branch",
+        [],
+        [helper.make_tensor_value_info(t.name, onnx_type(t), None) for t in outputs],
+        [t for t in branch.forward.initializer if t.name in needed],
+    )
+    made.initializer.extend(numpy_helper.from_array(c.values, c.name) for c in op.constants() if c.name in needed)
+    return made

@@ -4,7 +4,7 @@ Source: https://onnx.ai/onnx/operators/onnx__Conv.html and onnx__ConvTranspose.h
 "A guide to convolution arithmetic for deep learning", section 4.
 """
 
-from gbprewrite.backward.rules import vjp
+from gbprewrite.backward.rules.table import vjp
 
 
 @vjp("Conv")

@@ -7,9 +7,8 @@ import math
 
 import numpy as np
 
-from gbprewrite.backward.builder import Refused, constant_of
-from gbprewrite.backward.rules import vjp
-from gbprewrite.model.tensors import HALF, is_float, numpy_dtype, onnx_type
+from gbprewrite.backward.rules.table import vjp
+from gbprewrite.model.tensors import HALF, Refused, constant_of, is_float, numpy_dtype, onnx_type
 from gbprewrite.view.quantised import scale_of
 
 

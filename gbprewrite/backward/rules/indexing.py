@@ -5,9 +5,9 @@ Source: https://onnx.ai/onnx/operators/onnx__GatherElements.html, onnx__ScatterE
 
 import numpy as np
 
-from gbprewrite.backward.builder import rank
-from gbprewrite.backward.rules import vjp
 from gbprewrite.backward.rules.elementwise import zero
+from gbprewrite.backward.rules.table import vjp
+from gbprewrite.model.tensors import rank
 
 
 @vjp("Gather")

@@ -4,10 +4,10 @@ import string
 
 import numpy as np
 
-from gbprewrite.backward.builder import Refused, fixed, rank
-from gbprewrite.backward.rules import vjp
+from gbprewrite.backward.rules.table import vjp
 from gbprewrite.model.bounds import check_constant
-from gbprewrite.model.tensors import numpy_dtype
+from gbprewrite.model.inference import subscripts
+from gbprewrite.model.tensors import Refused, fixed, numpy_dtype, rank
 
 LABELS = string.ascii_letters
 
@@ -100,21 +100,6 @@ def einsum(op, dy, y, *xs, equation):
         return op.Einsum(*(t for _, t in operands), equation=f"{','.join(term for term, _ in operands)}->{wanted}")
 
     return tuple((lambda i=i: of(i)) for i in range(len(xs)))
-
-
-def subscripts(equation, ranks):
-    """(subscripts of each operand, of the result): implicit results written out, ellipses turned into labels."""
-    left, arrow, result = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not arrow:
-        once = sorted(c for c in set(left) - set(",.") if left.count(c) == 1)
-        result = ("..." if "..." in left else "") + "".join(once)
-    spare = [c for c in LABELS if c not in equation]
-    widths = [r - len(t.replace("...", "")) for t, r in zip(terms, ranks, strict=True)]
-    most = max(widths) if "..." in left else 0
-    broadcast = "".join(spare[:most])
-    terms = [t.replace("...", broadcast[most - w :] if w else "") for t, w in zip(terms, widths, strict=True)]
-    return terms, result.replace("...", broadcast)
 
 
 def swap(op, x):

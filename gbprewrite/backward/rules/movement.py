@@ -7,8 +7,8 @@ Source: the operator pages of https://onnx.ai/onnx/operators/.
 
 import numpy as np
 
-from gbprewrite.backward.builder import constant_of, fixed, rank
-from gbprewrite.backward.rules import vjp
+from gbprewrite.backward.rules.table import vjp
+from gbprewrite.model.tensors import constant_of, fixed, rank
 
 
 @vjp("Reshape", "Flatten", "Squeeze", "Unsqueeze")

@@ -8,9 +8,8 @@ import functools
 
 import numpy as np
 
-from gbprewrite.backward.builder import rank
-from gbprewrite.backward.rules import vjp
-from gbprewrite.model.tensors import HALF, onnx_type
+from gbprewrite.backward.rules.table import vjp
+from gbprewrite.model.tensors import HALF, onnx_type, rank
 
 
 def in_float32(rule):

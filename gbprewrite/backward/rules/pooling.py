@@ -6,9 +6,9 @@ Source: https://onnx.ai/onnx/operators/onnx__MaxPool.html, onnx__AveragePool.htm
 
 import numpy as np
 
-from gbprewrite.backward.builder import rank
-from gbprewrite.backward.rules import Rule, vjp
 from gbprewrite.backward.rules.elementwise import zero
+from gbprewrite.backward.rules.table import Rule, vjp
+from gbprewrite.model.tensors import rank
 
 
 @vjp("MaxPool")

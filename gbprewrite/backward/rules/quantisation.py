@@ -13,12 +13,11 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md (QLi
 import numpy as np
 from onnx import TensorProto
 
-from gbprewrite.backward.builder import Refused, rank
-from gbprewrite.backward.rules import vjp
 from gbprewrite.backward.rules.linear import gemm, matmul
 from gbprewrite.backward.rules.pooling import global_average_pool
+from gbprewrite.backward.rules.table import vjp
 from gbprewrite.model.qlinear import QLINEAR, real
-from gbprewrite.model.tensors import numpy_dtype, quantised_range
+from gbprewrite.model.tensors import Refused, numpy_dtype, quantised_range, rank
 
 # operator → positions of the two scales whose product is the step of its accumulator
 ACCUMULATES = {"QLinearConv": (1, 4), "QLinearMatMul": (1, 4), "QGemm": (1, 4)}

@@ -4,10 +4,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gbprewrite.backward.builder import constant_of, rank
-from gbprewrite.backward.rules import vjp
 from gbprewrite.backward.rules.elementwise import zero
-from gbprewrite.model.tensors import HALF, onnx_type
+from gbprewrite.backward.rules.table import vjp
+from gbprewrite.model.tensors import HALF, constant_of, onnx_type, rank
 
 
 class Over(NamedTuple):

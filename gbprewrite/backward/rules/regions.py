@@ -12,12 +12,11 @@ import itertools
 import numpy as np
 from onnx import TensorProto
 
-from gbprewrite.backward.builder import rank
-from gbprewrite.backward.rules import decomposed, vjp
 from gbprewrite.backward.rules.elementwise import zero
 from gbprewrite.backward.rules.sampling import TAPS, interpolation, polynomial, split
+from gbprewrite.backward.rules.table import decomposed, vjp
 from gbprewrite.model.bounds import check_constant
-from gbprewrite.model.tensors import numpy_dtype
+from gbprewrite.model.tensors import numpy_dtype, rank
 
 
 def sample(op, x, positions, taps, padding):

@@ -9,9 +9,9 @@ Sources: https://onnx.ai/onnx/operators/onnx__Resize.html; Keys 1981 (cubic conv
 import numpy as np
 from onnx import TensorProto
 
-from gbprewrite.backward.builder import Refused, constant_of, fixed, rank, same_shape
-from gbprewrite.backward.rules import vjp
 from gbprewrite.backward.rules.elementwise import zero
+from gbprewrite.backward.rules.table import vjp
+from gbprewrite.model.tensors import Refused, constant_of, fixed, rank, same_shape
 
 
 def cubic_taps(a):

@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 
-from gbprewrite.backward.builder import Refused, constant_of, fixed, rank
-from gbprewrite.backward.rules import decomposed, vjp
+from gbprewrite.backward.rules.table import decomposed, vjp
 from gbprewrite.model.bounds import check_constant
+from gbprewrite.model.tensors import Refused, constant_of, fixed, rank
 
 
 @decomposed("DFT")

@@ -12,8 +12,8 @@ from PIL import Image, PngImagePlugin
 
 from gbprewrite.checks.sanity.randomisation import RANDOMISATIONS, SanityReport
 from gbprewrite.checks.sanity.similarity import MEASURES
-from gbprewrite.pictures.layout import SOFTWARE
 from gbprewrite.plaintext import cut, plain
+from gbprewrite.version import SOFTWARE
 
 TITLES = {"cascading": "random from the score down", "independent": "one layer random"}
 NAMED = 27  # layers named on an axis; of more, every second, third, ...

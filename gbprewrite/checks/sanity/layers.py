@@ -14,11 +14,12 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from gbprewrite.backward import walk as differentiate
+from gbprewrite.backward.coverage import KNOWN
 from gbprewrite.errors import ModelError
 from gbprewrite.graft import record as report
-from gbprewrite.graft.nodes import restore
+from gbprewrite.graft.restore import restore
 from gbprewrite.model.messages import copied, elements
+from gbprewrite.view import paths
 from gbprewrite.view.forward import view
 
 Array = npt.NDArray[Any]
@@ -81,10 +82,10 @@ def layers(converted: ModelProto) -> list[Layer]:
     record = report.read_record(converted)
     assert record is not None
     source = restore(copied(converted))
-    graph = view(source)
+    graph = view(source, KNOWN)
     tensors = {t.name: t for t in [*graph.inputs, *(t for n in graph.nodes for t in n.outputs)]}
     inputs = [tensors[name] for name in {m["input"] for m in record["maps"]}]
-    found = _Finder(source, differentiate.path(graph, inputs, tensors[record["score"]])).layers()
+    found = _Finder(source, paths.path(graph, inputs, tensors[record["score"]])).layers()
     if not found:
         raise ModelError(
             f"no weights lie between the score {record['score']!r} and the input, so there is nothing to randomise. "

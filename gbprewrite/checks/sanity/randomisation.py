@@ -17,14 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto
 
+from gbprewrite.backward.coverage import KNOWN
 from gbprewrite.backward.targets import suited
 from gbprewrite.checks.sanity import METHODS, similarity
 from gbprewrite.checks.sanity.layers import Layer, Weights, layers
 from gbprewrite.checks.sanity.similarity import MEASURES
-from gbprewrite.convert import convert, load
+from gbprewrite.convert import convert
 from gbprewrite.errors import DataError, NotFinite, UsageError
 from gbprewrite.graft import record as report
-from gbprewrite.graft.nodes import restore
+from gbprewrite.graft.restore import load, restore
 from gbprewrite.model.messages import copied
 from gbprewrite.photos import images
 from gbprewrite.photos.labels import Labels
@@ -289,7 +290,7 @@ def _classes(converted: ModelProto, wanted: int) -> int:
     """As many classes as wanted, or all that the score has."""
     record = report.read_record(converted)
     assert record is not None
-    graph = view(restore(copied(converted)))
+    graph = view(restore(copied(converted)), KNOWN)
     counted = record["output" if record["moved"] else "score"]
     score = next(t for n in graph.nodes for t in n.outputs if t.name == counted)
     number = 1 if record["class_axis"] is None else score.shape[record["class_axis"]]
