@@ -233,6 +233,16 @@ RELATIVES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "a = Relu (x) y = LeakyRelu <alpha = 0.1> (a)",
         [("Relu", "rectifier"), ("LeakyRelu", "activation")],
     ),
+    # What is the identity behind a ReLU is not another one: at 0, its own derivative counts.
+    "|x| behind a Relu": ("a = Relu (x) y = Abs (a)", [("Relu", "rectifier"), ("Abs", "other")]),
+    "|x| behind a ReLU as Max": ("a = Max (x, zero) y = Abs (a)", [("Relu", "rectifier"), ("Abs", "other")]),
+    "Clip behind a Relu": ("a = Relu (x) y = Clip (a, low)", [("Relu", "rectifier"), ("Clip", "other")]),
+    "Max behind a Relu": ("a = Relu (x) y = Max (a, low)", [("Relu", "rectifier"), ("Max", "other")]),
+    "a branch in an average": ("a = Relu (x) y = Mean (x, a)", [("Relu", "rectifier")]),
+    "Where behind a Relu": (
+        "a = Relu (x) p = Greater (x, zero) y = Where (p, a, zero)",
+        [("Relu", "rectifier"), ("Where", UNNAMED)],
+    ),
     "|x| of Where": ("p = Less (x, zero) n = Neg (x) y = Where (p, n, x)", [("Where", "other")]),
     "|x| of a product": ("s = Sign (x) y = Mul (x, s)", []),
     "Huber": (
@@ -287,6 +297,18 @@ RELATIVES: dict[str, tuple[str, list[tuple[str, str]]]] = {
 }
 
 RANDOM_OR_MIXED = ("the larger by TopK", "dropout", "active dropout", "larger zeros", "the largest alone")
+
+
+@pytest.mark.parametrize(
+    ("behind", "derivative_at_0"), [("Abs (a)", 0), ("Clip (a, low)", 1), ("PRelu (a, slopes)", None)]
+)
+def test_deconvnet_through_what_is_the_identity_behind_a_relu(behind: str, derivative_at_0: int | None) -> None:
+    """max(dy · f'(relu(x)), 0): where x < 0, f' is that of f at 0."""
+    x, dy = normal(4, 8), normal(4, 8, seed=1)
+    source = source_of(f"a = Relu (x) y = {behind}")
+    found = run(gbprewrite.convert(source, "deconvnet", "seed"), x=x, seed=dy)
+    at_0 = NUMBERS["slopes"].astype(np.float32) if derivative_at_0 is None else np.float32(derivative_at_0)
+    np.testing.assert_array_equal(found["x_deconvnet"], np.maximum(dy * np.where(x > 0, np.float32(1), at_0), 0))
 
 
 @pytest.mark.parametrize("name", RELATIVES)

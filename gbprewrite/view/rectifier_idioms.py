@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from gbprewrite.model.tensors import Tensor, numpy_dtype, onnx_type, producer
 from gbprewrite.view.forms import Forms
 from gbprewrite.view.piecewise import EXP, IDENTITY, ONE, Part, Pieces, magnitude, negated, number_of
-from gbprewrite.view.raising import Readers
+from gbprewrite.view.raising import RAISED, Readers
 
 Named = tuple[str, dict[str, Any]]
 MINUS_ABS = negated(magnitude(IDENTITY))
@@ -52,10 +52,12 @@ def recognised(node: gs.Node, forms: Forms, readers: Readers) -> Raised | None:
             x = _like(node, base, forms) if named else None
             if named is None or x is None or named[0] == node.op or (node.op in SLOPED and named[0] != "Relu"):
                 continue
-            if node.op in SLOPED and _has_already(node, base, pieces, forms):
-                return None
+            if _has_already(node, base, pieces, forms):
+                continue
             if named[0] in ("Relu", "Clip") and (_adds_rectifiers(node, forms) or _caps_another(node, forms, readers)):
                 return None
+            if named[0] == "LeakyRelu" and node.op == "Mean" and any(map(_is_plain_relu, node.inputs)):
+                return None  # an average over branches: the Relu in one of them stays one
             if named[0] == "LeakyRelu" and (factor := _factor(node, named[1]["alpha"], forms)) is not None:
                 turned = {"negated": 1} if forms.number(factor) != named[1]["alpha"] else {}
                 return Raised("PRelu", x, turned, PRELU, (factor,))
@@ -91,8 +93,20 @@ def softplus(node: gs.Node, forms: Forms) -> Tensor | None:
 
 
 def _has_already(node: gs.Node, base: Tensor, pieces: Pieces, forms: Forms) -> bool:
-    """Whether the input of a node is that function of the base by itself, as that of a PRelu behind a Relu is."""
-    return any(b is base and f == pieces for b, f in forms.of(node.inputs[0]))
+    """Whether an input of the node is that function of the base by itself, and a rectifier that stays one.
+
+    A Relu is, whatever comes behind it. Of others, such as x · mask, that is so where the node is a function of nothing
+    else, and so the identity behind them, as Abs is; what masks x once more by the sign of x has the name for both.
+    """
+    alone = {id(b) for b, _ in forms.of(node.outputs[0])}
+    return any(
+        b is base and f == pieces and (id(t) in alone or _is_plain_relu(t)) for t in node.inputs for b, f in forms.of(t)
+    )
+
+
+def _is_plain_relu(t: Tensor) -> bool:
+    maker = producer(t)
+    return maker is not None and maker.op == "Relu" and RAISED not in maker.attrs
 
 
 def _nonlinear(forms: list[tuple[Tensor, Pieces]]) -> Iterator[tuple[Tensor, Pieces]]:
