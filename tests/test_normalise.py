@@ -431,3 +431,21 @@ def test_numbers_that_an_opened_input_leaves_behind(opened: str) -> None:
     other = run(converted, x=x, seed=seed, flag=np.array(True))
     slope = np.sum((other["y"] - found["y"]) * seed, (1, 2, 3)) / 1000
     np.testing.assert_allclose(other["x_gradient"][:, 0, 0, 0], slope, rtol=1e-3, atol=1e-3)
+
+
+def test_pools_behind_a_function_whose_shape_inference_does_not_know() -> None:
+    """ceil_mode is settled by shapes, and GroupNormalization of opset 18 to 20 has none until its body stands there."""
+    source = model(
+        """g (float[1, 1, 1, 3] x) => (float[1, 1, 1, 1] y) {
+            n = GroupNormalization <num_groups = 1> (x, one, zero)
+            c = Conv <strides = [1, 2]> (n, w)
+            y = MaxPool <ceil_mode = 1, kernel_shape = [1, 1], strides = [1, 2]> (c) }""",
+        **{"opset": 18, "one": normal(1) ** 0, "zero": normal(1) * 0, "w": normal(1, 1, 1, 1) ** 0},
+    )
+    x = normal(1, 1, 1, 3)
+    found = run(gbprewrite.convert(source, "gradient", "seed"), x=x, seed=np.ones((1, 1, 1, 1), np.float32))
+    scale = np.sqrt(x.var() + 1e-5)
+    n = ((x - x.mean()) / scale).ravel()
+    np.testing.assert_allclose(found["y"].ravel(), n[:1], rtol=1e-5)
+    expected = (np.array([1, 0, 0]) - 1 / 3 - n * n[0] / 3) / scale
+    np.testing.assert_allclose(found["x_gradient"].ravel(), expected, atol=1e-5)

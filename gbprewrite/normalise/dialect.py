@@ -113,11 +113,11 @@ def _inlined(model: ModelProto) -> ModelProto:
 def settle(model: ModelProto, known: Container[str]) -> None:
     """Bring the nodes of the main graph, in place, to operators that have rules, where another spelling does."""
     settle_branches(model)
-    settle_ceil_mode(model)
-    settle_resizes(model)
     fused.take_apart(model)
     expand_functions(model, known)
     settle_branches(model)  # the bodies of functions have some
+    settle_ceil_mode(model)  # last, since inference knows no shape behind some functions, such as GroupNormalization-18
+    settle_resizes(model)
 
 
 def _repair_shapes(model: ModelProto) -> None:
