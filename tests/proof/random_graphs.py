@@ -111,9 +111,12 @@ def linear(net: Net, x: str, kind: str) -> str:
 
 
 def target_of(net: Net, score: str) -> tuple[str, Array, dict[str, Array]]:
-    """(target, the cotangent that it stands for, what the converted file is fed because of it)."""
+    """(target, the cotangent that it stands for, what the converted file is fed because of it).
+
+    Classes and units are counted behind the samples, so only where these are still on the first axis.
+    """
     shape = net.shape(score)
-    kind = net.pick("seed", "seed", "index", "unit", "input")
+    kind = net.pick("seed", "seed", *(("index", "unit", "input") if net.samples_first() else ()))
     if kind == "seed":
         seed = net.random.standard_normal(shape).astype(np.float32)
         return kind, seed, {"seed": seed}
@@ -144,4 +147,6 @@ def graphs(draw: Draw, most_layers: int = 12) -> Graph:
     clear = not IDIOMS.intersection(net.layers) and UNCLEAR.isdisjoint(n.op_type for n in net.nodes)
     rectify = ["all"] if clear and net.flip() else []
     options = {"score": asked, "target": target, "through_softmax": through_softmax, "rectify": rectify}
+    if target == "input" or target.isdecimal():
+        options["class_axis"] = 1
     return Graph(model, net.inputs, score, cotangent, options, more, tuple(net.layers))

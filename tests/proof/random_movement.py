@@ -221,6 +221,7 @@ def shape_arithmetic(net: Net, x: str) -> str:
 def transpose(net: Net, x: str) -> str:
     order = list(range(len(net.shape(x))))
     swap = net.integer(1, len(order) - 2) if net.flip() else 0
+    net.moved |= swap == 0
     order[swap], order[swap + 1] = order[swap + 1], order[swap]
     return net.add("Transpose", x, perm=order)
 

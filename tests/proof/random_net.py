@@ -38,6 +38,7 @@ class Net:
         self.values: dict[str, Tensor] = {}
         self.images: list[str] = []
         self.layers: list[str] = []
+        self.moved = False  # whether a layer has moved the axis of the samples
 
     # --- choices
 
@@ -62,6 +63,10 @@ class Net:
     def dims(self, name: str) -> int:
         """Number of spatial dimensions of an image."""
         return self.values[name].dim() - 2
+
+    def samples_first(self) -> bool:
+        """Whether every image has the samples on its first axis, all of them."""
+        return not self.moved and len({self.shape(name)[0] for name in self.images}) == 1
 
     # --- growing
 

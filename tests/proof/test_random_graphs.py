@@ -92,7 +92,7 @@ def check(graph: Graph, exact: Expected) -> None:
     if not exact.rectifiers:
         with pytest.raises(gbprewrite.ModelError, match="rectif"):
             gbprewrite.convert(graph.model, "guided", **graph.options)
-    converted = gbprewrite.convert(graph.model, methods, class_axis=1, **graph.options)
+    converted = gbprewrite.convert(graph.model, methods, **graph.options)
     record = read_record(converted)
     assert record is not None
     assert record["score"] == graph.score
@@ -157,6 +157,8 @@ class Found(NamedTuple):
             cotangent = np.zeros(shape, np.float32)
             cotangent[:, 0] = 1
         options = {"score": score, "target": self.target, "through_softmax": True, "rectify": []}
+        if self.target != "seed":
+            options["class_axis"] = 1
         more = {"seed": cotangent, "target": np.zeros(shape[:1], np.int64)}
         return Graph(source, feeds, score, cotangent, options, more)
 
