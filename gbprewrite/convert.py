@@ -14,6 +14,7 @@ from gbprewrite.backward.coverage import KNOWN
 from gbprewrite.backward.lowering import Builder
 from gbprewrite.backward.lowering.masks import DEEP
 from gbprewrite.backward.targets import SPELLINGS
+from gbprewrite.backward.walk import WALK
 from gbprewrite.errors import ModelError, UnsupportedOperators, UsageError
 from gbprewrite.graft import photographs as embedded
 from gbprewrite.graft import pictures as heatmaps
@@ -229,12 +230,15 @@ def _converted(
     gained = [*maps.values(), *(names[role] for role in wanted.roles), *(g.name for g in given)]
     check_names(graph, result, [*gained, *([image] if settings.embed else [])])
 
-    op = Builder(graph, opset_of(result), prefix, SPELLINGS[optimize_for])
+    op = Builder(
+        graph, opset_of(result), prefix, SPELLINGS[optimize_for],
+        walk=WALK,
+        weights=modelfile.constants(result),
+        taken=(t.name for t in result.graph.initializer),
+        deep=len(chosen.nodes) >= DEEP,
+    )  # fmt: skip
     op.nodes += starts.added_nodes(graph, result, chosen.inputs)
-    op.weights = modelfile.constants(result)
-    op.deep = len(chosen.nodes) >= DEEP
     op.reserve([*gained, *names_inside(result.graph)])
-    op.taken = frozenset(t.name for t in result.graph.initializer)
     seeds = seed.seeds(op, chosen.score, wanted, chosen.counting, names, channels)
     outputs: list[Tensor] = []
     gained_inputs = {(g.kind, g.input): gs.Variable(g.name, g.dtype, g.shape) for g in given}

@@ -11,7 +11,6 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from gbprewrite.backward import units
-from gbprewrite.backward import walk as differentiate
 from gbprewrite.backward.lowering import Builder
 from gbprewrite.backward.regions import region
 from gbprewrite.backward.units import Classes, Seeds
@@ -53,7 +52,7 @@ def seeds(
     made = made._replace(unbatched=counting.unbatched)
     if counted is score:
         return made
-    back = [differentiate.pull_back_built(op, counted, dy, [score])[0] for dy in made.cotangents]
+    back = [op.pull_back(counted, dy, [score])[0] for dy in made.cotangents]
     return made._replace(cotangents=[op.zeros_like(score) if dy is None else dy for dy in back])
 
 
@@ -93,7 +92,7 @@ def _of_units(op: Builder, counted: Tensor, target: Target, counting: Counting, 
     made = (units.strongest_places if target.many else units.strongest)(op, classes, target)
     if with_axis is counted:
         return made
-    back = [differentiate.pull_back_built(op, with_axis, dy, [counted])[0] for dy in made.cotangents]
+    back = [op.pull_back(with_axis, dy, [counted])[0] for dy in made.cotangents]
     assert made.indices is not None
     last, behind = len(made.indices.shape) - 1, len(counted.shape) - 1
     return made._replace(cotangents=back, indices=op.slice(made.indices, [last], [1], [behind]))

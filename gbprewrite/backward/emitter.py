@@ -6,7 +6,8 @@ forward pass already has is reused, and several methods share their masks.
 
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from typing import Any, Self, TypeAlias
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import onnx
@@ -19,20 +20,43 @@ from gbprewrite.model.tensors import SMALL, Tensor, elements_of, node_proto, num
 Operand: TypeAlias = gs.Tensor | np.ndarray | float | int | None
 
 
+class Walk(NamedTuple):
+    """The reverse walk as a rule may ask for it, which the builder is handed: the walk reads the rules, not they it."""
+
+    pull_back: Callable[..., list[Tensor | None]]
+    pull_back_branch: Callable[..., list[Tensor]]
+
+
 class Emitter:
     """Builds nodes behind a forward graph; `nodes` is what was built, in order."""
 
-    def __init__(self, forward: gs.Graph, opset: int, prefix: str = "", spelling: Spelling = SPELLINGS["auto"]) -> None:
+    def __init__(
+        self,
+        forward: gs.Graph,
+        opset: int,
+        prefix: str = "",
+        spelling: Spelling = SPELLINGS["auto"],
+        *,
+        walk: Walk | None = None,
+        weights: Mapping[str, TensorProto] = MappingProxyType({}),
+        taken: Iterable[str] = (),
+        deep: bool = False,
+    ) -> None:
+        """`walk` is absent where nothing is pulled back. `weights` holds, by name, constants whose values the forward
+        graph leaves out, `taken` further names that it leaves out. A `deep` network has so many layers that bounds of
+        each say nothing of all.
+        """
         self.opset = opset
         self.prefix = prefix
         self.spelling = spelling
+        self.weights = weights
+        self.deep = deep
+        self.walk = walk
+        self._taken = frozenset(taken)
         self.nodes: list[gs.Node] = []
         self.told: list[gs.Variable] = []  # of which the builder knows more than ONNX's inference finds
-        self.weights: Mapping[str, TensorProto] = {}  # by name, constants whose values the forward graph leaves out
         self.from_weights: dict[int, bool] = {}  # id() of a tensor → whether constants alone decide it
-        self.deep = False  # whether the network has so many layers that bounds of each say nothing of all
         self.forward: set[int] = {id(n) for n in forward.nodes}  # the nodes that were there before
-        self.taken: frozenset[str] = frozenset()  # names that the forward graph leaves out
         self.scope = "grad"
         self._names: set[str] = {n.name for n in forward.nodes}
         self._last_numbers: dict[str, int] = {}  # where the search for a free name begins
@@ -76,13 +100,28 @@ class Emitter:
 
     def inside(self, branch: gs.Graph) -> Self:
         """A builder for a graph inside a node: it sees what was built around it, and takes no name twice."""
-        made = type(self)(branch, self.opset, self.prefix, self.spelling)
-        made.scope, made.weights, made.taken, made.deep = self.scope, self.weights, self.taken, self.deep
+        made = type(self)(
+            branch, self.opset, self.prefix, self.spelling,
+            walk=self.walk, weights=self.weights, taken=self._taken, deep=self.deep,
+        )  # fmt: skip
+        made.scope = self.scope
         made.forward |= self.forward
         self._names |= made._names
         made._names, made._last_numbers = self._names, self._last_numbers
         made._known = ChainMap(made._known, self._known)
         return made
+
+    def pull_back(self, y: Tensor, dy: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """Cotangents of the inputs of a value that was itself built here; for rules that are decompositions."""
+        assert self.walk is not None
+        return self.walk.pull_back(self, y, dy, inputs)
+
+    def pull_back_branch(
+        self, branch: gs.Graph, dys: Sequence[Tensor | None], inputs: Sequence[Tensor], rule_of: Callable[..., Any]
+    ) -> list[Tensor]:
+        """Cotangents of what a branch captures, as outputs of its own, of a builder inside the branch."""
+        assert self.walk is not None
+        return self.walk.pull_back_branch(self, branch, dys, inputs, rule_of)
 
     def branched(self, condition: Tensor, branches: dict[str, GraphProto], like: Sequence[Tensor]) -> list[Tensor]:
         """An If; its outputs have the types and shapes of `like`."""
@@ -129,7 +168,7 @@ class Emitter:
 
     def unique(self, name: str) -> str:
         candidate, count = name, self._last_numbers.get(name, 1)
-        while candidate in self._names or candidate in self.taken:
+        while candidate in self._names or candidate in self._taken:
             count += 1
             candidate = f"{name}_{count}"
         self._last_numbers[name] = count

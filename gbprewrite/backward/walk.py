@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnx_graphsurgeon as gs
 
+from gbprewrite.backward.emitter import Walk
 from gbprewrite.backward.lowering import Builder
 from gbprewrite.backward.rules.table import VJP, Rule
 from gbprewrite.errors import Obstacle, UnsupportedOperators
@@ -55,6 +56,9 @@ def pull_back_branch(
         op.output(op.zeros_like(x) if dx is None else dx, op.unique(f"{op.prefix}{x.name}_{tag}"), x.shape)
         for x, dx in zip(inputs, found, strict=True)
     ]
+
+
+WALK = Walk(pull_back_built, pull_back_branch)
 
 
 def _producers(y: Tensor, inputs: Sequence[Tensor]) -> list[gs.Node]:

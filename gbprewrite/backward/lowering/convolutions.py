@@ -105,18 +105,6 @@ class Convolutions(Windows):
             w = self.Slice(w, last, first, np.array(turned), last)
         return self.Conv(dy, w, pads=pads, dilations=window.dilations, group=group, kernel_shape=window.kernel)
 
-    def exchanged(self, w: Tensor, group: int) -> Tensor:
-        """Weights of a convolution with its input and output channels in each other's place, in every group."""
-        outputs, inputs, *kernel = w.shape
-        axes = list(range(2, 2 + len(kernel)))
-        if group == 1:
-            return self.Transpose(w, perm=[1, 0, *axes])
-        if outputs == group and inputs == 1:
-            return w
-        grouped = self.reshape(w, [group, outputs // group, inputs, *kernel])
-        grouped = self.Transpose(grouped, perm=[0, 2, 1, *(a + 1 for a in axes)])
-        return self.reshape(grouped, [group * inputs, outputs // group, *kernel])
-
     def conv_weight_grad(
         self, dy: Tensor, x: Tensor, w: Tensor, *, group: int, kernel_shape: Any, **attributes: Any
     ) -> Tensor:

@@ -10,17 +10,14 @@ a convolutional layer?", have the phases.
 from collections.abc import Sequence
 from itertools import product
 from math import gcd, prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from gbprewrite.backward.lowering.verbs import END
+from gbprewrite.backward.lowering.windows import Window, Windows
 from gbprewrite.model import bounds
 from gbprewrite.model.tensors import Tensor, fixed
-
-if TYPE_CHECKING:
-    from gbprewrite.backward.lowering.convolutions import Convolutions
-    from gbprewrite.backward.lowering.windows import Window
 
 MOST_PHASES = 1024  # each is a convolution of its own
 FEWEST_CHANNELS = 16  # of x: a block of onnxruntime's layout is filled up, so that fewer would cost as much as these
@@ -38,7 +35,7 @@ class Taps(NamedTuple):
     end: int
 
 
-def along(axis: int, window: "Window", length: int, outputs: int) -> list[Taps]:
+def along(axis: int, window: Window, length: int, outputs: int) -> list[Taps]:
     """The phases of one axis that any weight reaches."""
     kernel, stride, dilation, pad = (
         v[axis] for v in (window.kernel, window.strides, window.dilations, window.begin)
@@ -54,7 +51,7 @@ def along(axis: int, window: "Window", length: int, outputs: int) -> list[Taps]:
     return found
 
 
-def input_grad(op: "Convolutions", dy: Tensor, x: Tensor, w: Tensor, window: "Window", group: int) -> Tensor | None:
+def input_grad(op: Windows, dy: Tensor, x: Tensor, w: Tensor, window: Window, group: int) -> Tensor | None:
     """dx of y = Conv(x, w), shaped [N, C, H, W]; None where ConvTranspose is the better, or the only, spelling."""
     lengths = [*x.shape[1:], *dy.shape[1:], *w.shape, *window.begin]
     if len(x.shape) != 4 or not all(map(fixed, lengths)) or x.shape[1] < FEWEST_CHANNELS:
@@ -74,7 +71,7 @@ def _contiguous(taps: Sequence[Taps]) -> bool:
     return bool(taps) and taps[-1].phase - taps[0].phase == len(taps) - 1
 
 
-def _phase(op: "Convolutions", dy: Tensor, w: Tensor, taps: Sequence[Taps], window: "Window", group: int) -> Tensor:
+def _phase(op: Windows, dy: Tensor, w: Tensor, taps: Sequence[Taps], window: Window, group: int) -> Tensor:
     axes = [a + 2 for a, t in enumerate(taps) if (t.last, t.every, t.number) != (0, 1, window.kernel[a])]
     if axes:  # weights are sliced by nodes, which runtimes fold into constants
         chosen = [taps[a - 2] for a in axes]
@@ -86,9 +83,7 @@ def _phase(op: "Convolutions", dy: Tensor, w: Tensor, taps: Sequence[Taps], wind
     return op.Conv(dy, w, kernel_shape=kernel, dilations=[t.dilation for t in taps], pads=pads, group=group)
 
 
-def _interleaved(
-    op: "Convolutions", v: Tensor, x: Tensor, strides: Sequence[int], axes: Sequence[Sequence[Taps]]
-) -> Tensor:
+def _interleaved(op: Windows, v: Tensor, x: Tensor, strides: Sequence[int], axes: Sequence[Sequence[Taps]]) -> Tensor:
     """Phases stacked as channels, to their places. Channels go last: whole runs of them move."""
     channels, n = x.shape[1], len(axes)
     rows = [-(-length // s) for length, s in zip(x.shape[2:], strides, strict=True)]

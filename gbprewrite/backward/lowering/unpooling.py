@@ -12,16 +12,13 @@ padded by numbers, to one length that reaches over both ends of x, and cut once.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from gbprewrite.backward.lowering.windows import Window, Windows
 from gbprewrite.model import bounds
 from gbprewrite.model.tensors import Dim, Tensor, fixed, numpy_dtype
-
-if TYPE_CHECKING:
-    from gbprewrite.backward.lowering.pools import Pools
-    from gbprewrite.backward.lowering.windows import Window
 
 
 class Axis(NamedTuple):
@@ -47,7 +44,7 @@ class Axis(NamedTuple):
         return [divmod(step * self.dilation - self.begin, self.stride) for step in range(self.kernel)]
 
 
-def applies(op: "Pools", dy: Tensor, x: Tensor, window: "Window") -> bool:
+def applies(op: Windows, dy: Tensor, x: Tensor, window: Window) -> bool:
     """Whether channels and padding are known, and the lengths too where their arithmetic would leave the device.
 
     Each step of a window and of a stride gets nodes of its own, so neither may be long.
@@ -59,7 +56,7 @@ def applies(op: "Pools", dy: Tensor, x: Tensor, window: "Window") -> bool:
     return dy.shape is not None and all(map(fixed, known)) and numpy_dtype(x) in (np.float32, np.float64)
 
 
-def unpool(op: "Pools", dy: Tensor, x: Tensor, y: Tensor, window: "Window", ceil_mode: int) -> Tensor:
+def unpool(op: Windows, dy: Tensor, x: Tensor, y: Tensor, window: Window, ceil_mode: int) -> Tensor:
     """dx of y = MaxPool(x); ties fall to the first maximum in row order, as in PyTorch."""
     axes = _axes(op, dy, x, window, ceil_mode)
     n = len(axes)
@@ -74,7 +71,7 @@ def unpool(op: "Pools", dy: Tensor, x: Tensor, y: Tensor, window: "Window", ceil
     return op.shaped_like(op.Transpose(back, perm=[0, n + 1, *range(1, n + 1)]), x)
 
 
-def _axes(op: "Pools", dy: Tensor, x: Tensor, window: "Window", ceil_mode: int) -> list[Axis]:
+def _axes(op: Windows, dy: Tensor, x: Tensor, window: Window, ceil_mode: int) -> list[Axis]:
     lengths, outputs = op.dims(x)[2:], op.dims(dy)[2:]
     behind = [op.product([*outputs[a + 1 :], x.shape[1]]) for a in range(len(outputs))]
     # With ceil_mode the last window may stand out by all but one step.
@@ -83,7 +80,7 @@ def _axes(op: "Pools", dy: Tensor, x: Tensor, window: "Window", ceil_mode: int) 
     return [Axis(*row) for row in zip(*columns, strict=True)]
 
 
-def _partial_maxima(op: "Pools", x: Tensor, window: "Window", n: int, ceil_mode: int) -> list[Tensor]:
+def _partial_maxima(op: Windows, x: Tensor, window: Window, n: int, ceil_mode: int) -> list[Tensor]:
     """The maxima along all axes but the first, along all but the first two, ..."""
     made = []
     for done in range(1, n):
@@ -102,7 +99,7 @@ def _partial_maxima(op: "Pools", x: Tensor, window: "Window", n: int, ceil_mode:
     return made
 
 
-def _unpool_along(op: "Pools", d: Tensor, values: Tensor, pooled: Tensor, axis: Axis, finite: bool) -> Tensor:
+def _unpool_along(op: Windows, d: Tensor, values: Tensor, pooled: Tensor, axis: Axis, finite: bool) -> Tensor:
     """Hand the cotangents of the maxima along one axis to their first place."""
     d, pooled = (_lines(op, v, axis.outputs, axis.inner) for v in (d, pooled))
     nothing = np.array(np.nan, numpy_dtype(values))  # equals no maximum, not even one of -inf
@@ -126,13 +123,13 @@ def _unpool_along(op: "Pools", d: Tensor, values: Tensor, pooled: Tensor, axis: 
     return _placed(op, [*shares, d], axis)
 
 
-def _lines(op: "Pools", v: Tensor, length: Dim, inner: Dim) -> Tensor:
+def _lines(op: Windows, v: Tensor, length: Dim, inner: Dim) -> Tensor:
     made = op.Reshape(v, op.vector([-1, length, inner]))
     made.shape = [None, length if fixed(length) else None, inner if fixed(inner) else None]
     return made
 
 
-def _placed(op: "Pools", shares: Sequence[Tensor], axis: Axis) -> Tensor:
+def _placed(op: Windows, shares: Sequence[Tensor], axis: Axis) -> Tensor:
     """The sum of the shares, each at its places: a tensor for every phase of the stride, then these interleaved."""
     first, last = (f(row for row, _ in axis.places) for f in (min, max))
     # Rows behind the last share that a rest of x needs; open, x ends before stride · outputs + reach - begin - end.

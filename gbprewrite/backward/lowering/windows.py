@@ -100,3 +100,15 @@ class Windows(Masks):
             missing = [self.calc("Max", m, 0) for m in missing]
             full = self.pad(full, axes, [0] * len(axes), missing)
         return self.slice(full, axes, window.begin, sizes)
+
+    def exchanged(self, w: Tensor, group: int) -> Tensor:
+        """Weights of a convolution with its input and output channels in each other's place, in every group."""
+        outputs, inputs, *kernel = w.shape
+        axes = list(range(2, 2 + len(kernel)))
+        if group == 1:
+            return self.Transpose(w, perm=[1, 0, *axes])
+        if outputs == group and inputs == 1:
+            return w
+        grouped = self.reshape(w, [group, outputs // group, inputs, *kernel])
+        grouped = self.Transpose(grouped, perm=[0, 2, 1, *(a + 1 for a in axes)])
+        return self.reshape(grouped, [group * inputs, outputs // group, *kernel])

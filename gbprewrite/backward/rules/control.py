@@ -19,8 +19,6 @@ from gbprewrite.view.randomness import draws
 @vjp("If", all_outputs=True)
 def if_(op, dys, ys, condition, *captured, then_branch, else_branch, rule_of):
     """dx = an If of the same condition, whose branches pull dy back through the branches"""
-    from gbprewrite.backward.walk import pull_back_branch  # which reads the table of rules
-
     if not all(map(is_float, captured)):
         raise Refused("a branch takes quantised values from around it")
     if any(draws(node) for branch in (then_branch, else_branch) for node in branch.nodes):
@@ -29,7 +27,7 @@ def if_(op, dys, ys, condition, *captured, then_branch, else_branch, rule_of):
     made = {}
     for name, branch in (("then_branch", then_branch), ("else_branch", else_branch)):
         inner = op.inside(branch)
-        made[name] = written(inner, branch, pull_back_branch(inner, branch, dys, captured, rule_of))
+        made[name] = written(inner, branch, inner.pull_back_branch(branch, dys, captured, rule_of))
     return None, *op.branched(condition, made, captured)
 
 

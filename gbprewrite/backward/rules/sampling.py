@@ -224,9 +224,7 @@ def cropped(op, dy, y, x, roi, scales, over, mode):
             made = op.times_matrix(made, op.cast_to(matrix_of(roi, i, op.dim(x, axis), outputs[axis]), x), axis)
         return made
 
-    from gbprewrite.backward.walk import pull_back_built
-
-    dx, droi = pull_back_built(op, forward(x, roi), dy, [x, roi])
+    dx, droi = op.pull_back(forward(x, roi), dy, [x, roi])
     return dx, droi
 
 

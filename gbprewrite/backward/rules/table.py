@@ -53,10 +53,8 @@ def decomposed(*operators: str) -> Callable[[Formula], Formula]:
     def register(compute: Formula) -> Formula:
         @functools.wraps(compute)
         def rule(op: Any, dy: Any, y: Any, *inputs: Any, **attributes: Any) -> Any:
-            from gbprewrite.backward.walk import pull_back_built  # which reads this table
-
             given = [t for t in inputs if t is not None]
-            found = iter(pull_back_built(op, compute(op, *inputs, **attributes), dy, given))
+            found = iter(op.pull_back(compute(op, *inputs, **attributes), dy, given))
             return tuple(None if t is None else next(found) for t in inputs)
 
         for operator in operators:
