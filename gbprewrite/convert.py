@@ -13,7 +13,7 @@ from gbprewrite.backward import coverage
 from gbprewrite.backward.coverage import KNOWN
 from gbprewrite.backward.lowering import Builder
 from gbprewrite.backward.lowering.masks import DEEP
-from gbprewrite.backward.targets import SPELLINGS
+from gbprewrite.backward.lowering.targets import SPELLINGS
 from gbprewrite.backward.walk import WALK
 from gbprewrite.errors import ModelError, UnsupportedOperators, UsageError
 from gbprewrite.graft import photographs as embedded

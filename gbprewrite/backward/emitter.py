@@ -14,7 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, TensorProto, helper, numpy_helper, shape_inference
 
-from gbprewrite.backward.targets import SPELLINGS, Spelling
+from gbprewrite.backward.lowering.targets import SPELLINGS, Spelling
 from gbprewrite.model.tensors import SMALL, Tensor, elements_of, node_proto, numpy_dtype, read_type, type_proto
 
 Operand: TypeAlias = gs.Tensor | np.ndarray | float | int | None

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from gbprewrite.backward.targets import SPELLINGS
+from gbprewrite.backward.lowering.targets import SPELLINGS
 from gbprewrite.cli import printing
 from gbprewrite.errors import UsageError
 from gbprewrite.methods.maps import BASELINES

@@ -18,7 +18,7 @@ import onnx
 from onnx import ModelProto
 from PIL import Image
 
-from gbprewrite.backward.targets import suited
+from gbprewrite.backward.lowering.targets import suited
 from gbprewrite.convert import convert
 from gbprewrite.errors import DataError, NotFinite, UsageError
 from gbprewrite.graft import nodes as graft

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from onnx import ModelProto
 
-from gbprewrite.backward.targets import suited
+from gbprewrite.backward.lowering.targets import suited
 from gbprewrite.convert import convert
 from gbprewrite.errors import DataError, ModelError, NotFinite, UsageError
 from gbprewrite.graft import photographs as embedded

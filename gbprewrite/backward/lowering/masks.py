@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.lowering.magnitudes import Magnitudes
 from gbprewrite.backward.lowering.verbs import Verbs
+from gbprewrite.backward.magnitudes.graph import Magnitudes
 from gbprewrite.model.tensors import HALF, Tensor, constant_of, numpy_dtype, onnx_type
 
 STEEPEST = 2.0**126  # times the smallest normal float32 is 1

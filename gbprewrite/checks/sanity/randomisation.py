@@ -18,7 +18,7 @@ import numpy.typing as npt
 from onnx import ModelProto
 
 from gbprewrite.backward.coverage import KNOWN
-from gbprewrite.backward.targets import suited
+from gbprewrite.backward.lowering.targets import suited
 from gbprewrite.checks.sanity import METHODS, similarity
 from gbprewrite.checks.sanity.layers import Layer, Weights, layers
 from gbprewrite.checks.sanity.similarity import MEASURES

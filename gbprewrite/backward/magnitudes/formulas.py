@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.lowering.magnitude import (
+from gbprewrite.backward.magnitudes.magnitude import (
     FEW,
     INF,
     LENGTHS,

@@ -13,8 +13,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from gbprewrite.backward.lowering.estimates import FORMULAS, unknown
-from gbprewrite.backward.lowering.magnitude import ANY, INF, ORDINARY, SHARE, Magnitude, of_array, unread
+from gbprewrite.backward.magnitudes.formulas import FORMULAS, unknown
+from gbprewrite.backward.magnitudes.magnitude import ANY, INF, ORDINARY, SHARE, Magnitude, of_array, unread
 from gbprewrite.model.tensors import Tensor, elements_of
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

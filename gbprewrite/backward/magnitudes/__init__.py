@@ -1,0 +1,1 @@
+"""How large the values of a tensor can be."""
