@@ -10,10 +10,10 @@ from onnx import ModelProto
 
 from gbprewrite.backward import cotangents as seed
 from gbprewrite.backward import coverage
+from gbprewrite.backward.builder import Builder
 from gbprewrite.backward.coverage import KNOWN
-from gbprewrite.backward.lowering import Builder
-from gbprewrite.backward.lowering.masks import DEEP
-from gbprewrite.backward.lowering.targets import SPELLINGS
+from gbprewrite.backward.lowering.targets import TARGETS
+from gbprewrite.backward.magnitudes.graph import DEEP
 from gbprewrite.backward.walk import WALK
 from gbprewrite.errors import ModelError, UnsupportedOperators, UsageError
 from gbprewrite.graft import photographs as embedded
@@ -144,8 +144,8 @@ def convert(
     """
     methods = table.methods(method)
     wanted, explained = aim(target, score, layer, methods)
-    if optimize_for not in SPELLINGS:
-        raise UsageError(f"--optimize-for {optimize_for!r}: choose {', '.join(SPELLINGS)}.")
+    if optimize_for not in TARGETS:
+        raise UsageError(f"--optimize-for {optimize_for!r}: choose {', '.join(TARGETS)}.")
     inputs, rectify = ((v,) if isinstance(v, str) else tuple(v) for v in (inputs, rectify))
     options: dict[str, Any] = {
         **{"method": methods, "target": wanted.text, "score": explained, "inputs": inputs},
@@ -231,7 +231,7 @@ def _converted(
     check_names(graph, result, [*gained, *([image] if settings.embed else [])])
 
     op = Builder(
-        graph, opset_of(result), prefix, SPELLINGS[optimize_for],
+        graph, opset_of(result), prefix, TARGETS[optimize_for],
         walk=WALK,
         weights=modelfile.constants(result),
         taken=(t.name for t in result.graph.initializer),

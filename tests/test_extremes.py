@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite.backward.lowering import masks
+from gbprewrite.backward.builder import Builder
 from tests.small import Array, cnn, model, normal, run
 
 SPELLINGS = ("cpu", "cuda", "portable")
@@ -210,9 +210,9 @@ def test_a_divisor_that_is_never_near_zero_keeps_the_products() -> None:
 def test_every_bound_holds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each cotangent that a mask meets, and of all that it is made of."""
     found: dict[int, tuple[Any, Any]] = {}
-    original = masks.Masks.finite
+    original = Builder.finite
 
-    def finite(self: masks.Masks, v: Any) -> bool:
+    def finite(self: Builder, v: Any) -> bool:
         answer, todo = original(self, v), [v]
         while todo:
             tensor = todo.pop()
@@ -221,7 +221,7 @@ def test_every_bound_holds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 todo += [x for n in tensor.inputs for x in n.inputs if x.name]
         return answer
 
-    monkeypatch.setattr(masks.Masks, "finite", finite)
+    monkeypatch.setattr(Builder, "finite", finite)
     source, x = NETWORKS[name]
     built = gbprewrite.convert(source, ("gradient", "guided"), 1)
     held = {output for node in built.graph.node for output in node.output}

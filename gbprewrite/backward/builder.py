@@ -1,22 +1,83 @@
-"""Shapes: static when known, Shape operator otherwise; decided here and nowhere else.
+"""`op` as the rules see it: every ONNX operator, and the verbs that hide whether a shape is known.
 
 A *dimension* is an int when the graph fixes it, else a one-element int64 tensor computed at run time. The verbs take
 values and dimensions and never ask their caller which of the two he has.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from gbprewrite.backward.emitter import Emitter
+from gbprewrite.backward.magnitudes.graph import Magnitudes
+from gbprewrite.model import bounds
 from gbprewrite.model.tensors import HALF, Dim, Tensor, fixed, numpy_dtype, onnx_type, rank, same_shape
 
+END = np.iinfo(np.int64).max  # "to the end" in a Slice
 
-class Shapes(Emitter):
-    """The emitter, and verbs that hide whether a shape is known."""
+
+class Walk(NamedTuple):
+    """The reverse walk as a rule may ask for it, which the builder is handed: the walk reads the rules, not they it."""
+
+    pull_back: Callable[..., list[Tensor | None]]
+    pull_back_branch: Callable[..., list[Tensor]]
+
+
+class Builder(Emitter):
+    """The emitter, the verbs, and what is known of the values: how large they are, and which are weights."""
+
+    def __init__(
+        self,
+        forward: gs.Graph,
+        opset: int,
+        prefix: str = "",
+        lowerings: frozenset[str] = frozenset(),
+        *,
+        walk: Walk | None = None,
+        weights: Mapping[str, TensorProto] = MappingProxyType({}),
+        deep: bool = False,
+        **names: Any,
+    ) -> None:
+        """`lowerings` are the names of those that are preferred to the portable ones; see `lowering.table`.
+
+        `walk` is absent where nothing is pulled back. `weights` holds, by name, constants whose values the forward
+        graph leaves out. In a `deep` network bounds of each layer say nothing of all. For `names` see `Emitter`.
+        """
+        super().__init__(forward, opset, prefix, **names)
+        self.lowerings, self.walk, self.weights, self.deep = lowerings, walk, weights, deep
+        self.magnitudes = Magnitudes(weights, self.forward, deep)
+
+    def inside(self, branch: gs.Graph) -> Self:
+        """A builder for a graph inside a node: it sees what was built around it, and takes no name twice."""
+        return type(self)(
+            branch, self.opset, self.prefix, self.lowerings,
+            walk=self.walk, weights=self.weights, deep=self.deep, taken=self._taken, around=self,
+        )  # fmt: skip
+
+    def pull_back(self, y: Tensor, dy: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """Cotangents of the inputs of a value that was itself built here; for rules that are decompositions."""
+        assert self.walk is not None
+        return self.walk.pull_back(self, y, dy, inputs)
+
+    def pull_back_branch(
+        self, branch: gs.Graph, dys: Sequence[Tensor | None], inputs: Sequence[Tensor], rule_of: Callable[..., Any]
+    ) -> list[Tensor]:
+        """Cotangents of what a branch captures, as outputs of its own, of a builder inside the branch."""
+        assert self.walk is not None
+        return self.walk.pull_back_branch(self, branch, dys, inputs, rule_of)
+
+    def finite(self, v: Tensor) -> bool:
+        """Whether v can't be infinite or NaN: for any finite input, or, in a deep network, for any usual one."""
+        return self.magnitudes.finite(v)
+
+    def bounded(self, v: Tensor, most: float) -> Tensor:
+        """v, of which it is known that |v| <= most."""
+        self.magnitudes.bound(v, most)
+        return v
 
     def dims(self, x: Tensor) -> list[Dim]:
         """The dimensions of x."""
@@ -69,9 +130,7 @@ class Shapes(Emitter):
             made = self.Reshape(v, np.array([-1 if d is None else d for d in known], np.int64))
         else:
             made = self.Reshape(v, self.vector(dims), allowzero=1 if 0 in known else None)
-        if made.shape is None:
-            made.shape = known
-        return made
+        return made if made.shape is not None else self.declare(made, known)
 
     def reshape_like(self, v: Tensor, x: Tensor) -> Tensor:
         """v with the shape of x (same number of elements)."""
@@ -171,30 +230,82 @@ class Shapes(Emitter):
             v, self.vector([s for _, s, _ in todo]), self.vector(ends), np.array([a for a, _, _ in todo], np.int64)
         )
 
-    def strided(self, v: Tensor, axis: int, start: int, step: int, count: int) -> Tensor:
-        """v[start : : step] along one axis, `count` of them; all numbers."""
-        if (start, step, count) == (0, 1, v.shape[axis]):
-            return v
-        ends = start + step * (count - 1) + 1
-        return self.Slice(v, *(np.array([n], np.int64) for n in (start, ends, axis, step)))
-
-    @staticmethod
-    def with_rank(v: Tensor, size: int) -> Tensor:
+    def with_rank(self, v: Tensor, size: int) -> Tensor:
         """v, of which inference could not tell the rank."""
-        if v.shape is None:
-            v.shape = [None] * size
-        return v
+        return v if v.shape is not None else self.declare(v, [None] * size)
 
     def shaped_like(self, v: Tensor, x: Tensor) -> Tensor:
         """What inference can't know and the verb does: v has the shape of x. The file says so too: see graft."""
         if x.shape is not None and isinstance(v, gs.Variable):
             if v.shape != x.shape:
-                self.told.append(v)
-            v.shape = list(x.shape)
+                self.declared.append(v)
+            self.declare(v, x.shape)
         return v
 
-    @staticmethod
-    def int64_vector(v: Tensor, size: int) -> Tensor:
+    def int64_vector(self, v: Tensor, size: int) -> Tensor:
         """v, of which it is known that it holds `size` int64 numbers."""
-        v.dtype, v.shape = np.dtype(np.int64), [size]
-        return v
+        return self.declare(v, [size], np.int64)
+
+    def sum_but_channels(self, dy: Tensor) -> Tensor:
+        """Sum over everything but axis 1."""
+        return self.ReduceSum(dy, np.array([0, *range(2, rank(dy))], np.int64), keepdims=0)
+
+    def pad(
+        self, v: Tensor, axes: Sequence[int], left: Sequence[Dim], right: Sequence[Dim], value: Any = None
+    ) -> Tensor:
+        """Zeros, or a value, before and after v along each of the axes; a negative width cuts.
+
+        Cutting is a Slice: some runtimes do not know negative pads. Widths that are computed must not be negative.
+        """
+        n = rank(v)
+        before: list[Dim] = [0] * n
+        after: list[Dim] = [0] * n
+        cuts = []
+        for axis, a, b in zip(axes, left, right, strict=True):
+            before[axis], after[axis] = (max(w, 0) if isinstance(w, int) else w for w in (a, b))
+            cuts.append((axis, *(-min(w, 0) if isinstance(w, int) else 0 for w in (a, b))))
+        cuts = [cut for cut in cuts if any(cut[1:])]
+        if cuts:
+            over, starts, ends = zip(*cuts, strict=True)
+            v = self.Slice(v, np.array(starts), np.array([-e if e else END for e in ends]), np.array(over))
+        if all(fixed(d) and d == 0 for d in before + after):
+            return v
+        return self.Pad(v, self.vector([*before, *after]), value)
+
+    def scatter_along(self, dy: Tensor, index: Tensor, axis: int, size: Dim) -> Tensor:
+        """Zeros of `size` along the axis, to which the slices of dy are added at a vector of positions."""
+        dims = self.dims(dy)
+        column = self.reshape(index, [1] * axis + [dims[axis]] + [1] * (len(dims) - axis - 1))
+        spread = self.Expand(column, self.vector(dims))
+        nothing = self.zeros([*dims[:axis], size, *dims[axis + 1 :]], dy)
+        return self.scatter_add(nothing, spread, dy, axis=axis)
+
+    def scatter_nd_add(self, onto: Tensor, indices: Tensor, dy: Tensor) -> Tensor:
+        """ScatterND that adds, half precision through float32 as in `scatter_add`."""
+        return self.cast_to(self.ScatterND(self.wide(onto), indices, self.wide(dy), reduction="add"), dy)
+
+    def scatter_add(self, onto: Tensor, index: Tensor, dy: Tensor, axis: int) -> Tensor:
+        """ScatterElements that adds. Half precision goes through float32: onnxruntime's CPU has no other sum of it."""
+        if onnx_type(dy) not in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+            return self.ScatterElements(onto, index, dy, axis=axis, reduction="add")
+        wide = (self.Cast(v, to=TensorProto.FLOAT) for v in (onto, dy))
+        return self.cast_to(self.ScatterElements(next(wide), index, next(wide), axis=axis, reduction="add"), dy)
+
+    def eye(self, size: Dim, like: Tensor) -> Tensor:
+        """The identity matrix."""
+        if isinstance(size, int) and size * size <= bounds.CONSTANT:
+            return self.constant(np.eye(size, dtype=numpy_dtype(like)))
+        places = self.range(size)
+        return self.cast_to(self.Equal(self.Unsqueeze(places, np.array([1])), places), like)
+
+    def times_matrix(self, dy: Tensor, matrix: Tensor, axis: int) -> Tensor:
+        """dx = A dy along one axis, A of shape [inputs, outputs]."""
+        last = rank(dy) - 1
+        if axis == last:
+            return self.MatMul(dy, self.Transpose(matrix, perm=[1, 0]))
+        if axis == last - 1:
+            return self.MatMul(matrix, dy)
+        perm = list(range(last + 1))
+        perm[axis], perm[last] = last, axis
+        moved = self.MatMul(self.Transpose(dy, perm=perm), self.Transpose(matrix, perm=[1, 0]))
+        return self.Transpose(moved, perm=perm)

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from gbprewrite.backward import units
-from gbprewrite.backward.lowering import Builder
+from gbprewrite.backward.builder import Builder
 from gbprewrite.backward.regions import region
 from gbprewrite.backward.units import Classes, Seeds
 from gbprewrite.errors import UsageError
@@ -31,7 +31,7 @@ def seeds(
     Raises UsageError when an index is out of range, when the unit has another rank than the score, or when it can't be
     told which axis holds the classes.
     """
-    op.scope = "seed"
+    op.enter("seed")
     if channels is not None and not target.searches:
         raise UsageError(
             f"--channels {channels}: --target {target.text} says what is explained, and nothing is looked for. Leave "
@@ -149,7 +149,7 @@ def _at_run_time(op: Builder, classes: Classes, target: Target, names: dict[str,
     batch = classes.score.shape[0]
     given = gs.Variable(names["target"], np.dtype(np.int64), [batch])
     index = op.Reshape(given, np.array([-1] + [1] * (classes.rank - 1), np.int64))
-    index.shape = [batch] + [1] * (classes.rank - 1)
+    op.declare(index, [batch] + [1] * (classes.rank - 1))
     in_range = op.And(op.GreaterOrEqual(given, 0), op.Less(given, op.vector([classes.number])))
     return Seeds([_one_hot(op, classes, index)], given, in_range, [given])
 
@@ -163,7 +163,7 @@ def _winner(op: Builder, classes: Classes, target: Target, names: dict[str, str]
     sums = classes.looked_at(op, _summed_over_positions(op, classes))
     index = classes.numbered(op, op.ArgMax(sums, axis=classes.axis, keepdims=1))
     flat = op.Reshape(index, np.array([-1], np.int64))
-    flat.shape = [classes.score.shape[0]]
+    op.declare(flat, [classes.score.shape[0]])
     return Seeds([_one_hot(op, classes, index)], flat, None, [])
 
 
@@ -173,7 +173,7 @@ def _first_k(op: Builder, classes: Classes, target: Target, names: dict[str, str
     found = classes.numbered(op, op.TopK(sums, np.array([count], np.int64), outputs=2, axis=classes.axis)[1])
     made = [_one_hot(op, classes, op.slice(found, [classes.axis], [k], [1])) for k in range(count)]
     index = op.Reshape(found, np.array([-1, count], np.int64))
-    index.shape = [classes.score.shape[0], count]
+    op.declare(index, [classes.score.shape[0], count])
     return Seeds(made, index, None, [], many=True)
 
 

@@ -5,26 +5,32 @@ forward pass already has is reused, and several methods share their masks.
 """
 
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import GraphProto, TensorProto, helper, numpy_helper, shape_inference
+from onnx import GraphProto, helper, numpy_helper, shape_inference
 
-from gbprewrite.backward.lowering.targets import SPELLINGS, Spelling
-from gbprewrite.model.tensors import SMALL, Tensor, elements_of, node_proto, numpy_dtype, read_type, type_proto
+from gbprewrite.model.tensors import SMALL, Tensor, elements_of, fixed, node_proto, numpy_dtype, read_type, type_proto
 
 Operand: TypeAlias = gs.Tensor | np.ndarray | float | int | None
+Size: TypeAlias = int | str | None
 
 
-class Walk(NamedTuple):
-    """The reverse walk as a rule may ask for it, which the builder is handed: the walk reads the rules, not they it."""
+class Contradiction(Exception):
+    """Two shapes are claimed of one tensor that can't both be: a defect of a rule, or of the model."""
 
-    pull_back: Callable[..., list[Tensor | None]]
-    pull_back_branch: Callable[..., list[Tensor]]
+
+class Scope(NamedTuple):
+    """What is being built, for the names of its nodes: a part of the file, and the node of the model that is undone."""
+
+    tag: str
+    node: str | None = None
+
+    def __str__(self) -> str:
+        return self.tag if self.node is None else f"{self.tag}/{self.node}"
 
 
 class Emitter:
@@ -35,40 +41,42 @@ class Emitter:
         forward: gs.Graph,
         opset: int,
         prefix: str = "",
-        spelling: Spelling = SPELLINGS["auto"],
         *,
-        walk: Walk | None = None,
-        weights: Mapping[str, TensorProto] = MappingProxyType({}),
         taken: Iterable[str] = (),
-        deep: bool = False,
+        around: Self | None = None,
     ) -> None:
-        """`walk` is absent where nothing is pulled back. `weights` holds, by name, constants whose values the forward
-        graph leaves out, `taken` further names that it leaves out. A `deep` network has so many layers that bounds of
-        each say nothing of all.
-        """
+        """`taken` are names that the forward graph leaves out. A graph inside a node sees what was built `around` it,
+        and takes no name twice."""
         self.opset = opset
         self.prefix = prefix
-        self.spelling = spelling
-        self.weights = weights
-        self.deep = deep
-        self.walk = walk
-        self._taken = frozenset(taken)
         self.nodes: list[gs.Node] = []
-        self.told: list[gs.Variable] = []  # of which the builder knows more than ONNX's inference finds
-        self.from_weights: dict[int, bool] = {}  # id() of a tensor → whether constants alone decide it
-        self.forward: set[int] = {id(n) for n in forward.nodes}  # the nodes that were there before
-        self.scope = "grad"
-        self._names: set[str] = {n.name for n in forward.nodes}
-        self._last_numbers: dict[str, int] = {}  # where the search for a free name begins
-        self._known: MutableMapping[Any, list[Tensor]] = {}
+        self.declared: list[gs.Variable] = []  # whose shapes are better known than by ONNX's inference
+        self.forward: set[int] = {id(n) for n in forward.nodes}  # the model's own nodes
+        self.forward |= around.forward if around else set()
+        self._taken = frozenset(taken)
+        self._scope = around.scope if around else Scope("grad")
+        self._names: set[str] = around._names if around else set()
+        self._last_numbers: dict[str, int] = around._last_numbers if around else {}  # where a free name is looked for
         self._constants: dict[Any, gs.Constant] = {}
         self._built: set[int] = set()
         self._schemas: dict[str, onnx.defs.OpSchema] = {}
-        for tensor in [*forward.inputs, *(t for n in forward.nodes for t in [*n.inputs, *n.outputs])]:
-            self._names.add(tensor.name)
+        known: dict[Any, list[Tensor]] = {}
+        self._names.update(n.name for n in forward.nodes)
+        tensors = [*forward.inputs, *(t for n in forward.nodes for t in [*n.inputs, *n.outputs])]
+        self._names.update(t.name for t in tensors)
         for node in forward.nodes:
             if node.domain in (None, "", "ai.onnx"):
-                self._known.setdefault(self._key(node.op, node.inputs, node.attrs, len(node.outputs)), node.outputs)
+                known.setdefault(self._key(node.op, node.inputs, node.attrs, len(node.outputs)), node.outputs)
+        self._known: MutableMapping[Any, list[Tensor]] = ChainMap(known, around._known) if around else known
+
+    @property
+    def scope(self) -> Scope:
+        """What is being built."""
+        return self._scope
+
+    def enter(self, tag: str, node: str | None = None) -> None:
+        """Name what is built from here on for this part of the file, and for this node of the model."""
+        self._scope = Scope(tag, node)
 
     def __getattr__(self, operator: str) -> Callable[..., Any]:
         if not operator[:1].isupper():
@@ -89,7 +97,7 @@ class Emitter:
             return self._known[key]
         name = self.unique(f"{self.prefix}{self.scope}/{operator}")
         # Nodes tell what they undo. Values have short names, which the file holds once more for each of their readers.
-        short = self.unique(f"{self.prefix}{self.scope.partition('/')[0]}/{len(self._names)}")
+        short = self.unique(f"{self.prefix}{self.scope.tag}/{len(self._names)}")
         made = [gs.Variable(short if i == 0 else f"{short}:{i}") for i in range(outputs)]
         node = gs.Node(operator, name, attributes, tensors, made)
         self._infer(node)
@@ -97,31 +105,6 @@ class Emitter:
         self._built.update(id(t) for t in made)
         self._known[key] = made
         return made
-
-    def inside(self, branch: gs.Graph) -> Self:
-        """A builder for a graph inside a node: it sees what was built around it, and takes no name twice."""
-        made = type(self)(
-            branch, self.opset, self.prefix, self.spelling,
-            walk=self.walk, weights=self.weights, taken=self._taken, deep=self.deep,
-        )  # fmt: skip
-        made.scope = self.scope
-        made.forward |= self.forward
-        self._names |= made._names
-        made._names, made._last_numbers = self._names, self._last_numbers
-        made._known = ChainMap(made._known, self._known)
-        return made
-
-    def pull_back(self, y: Tensor, dy: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
-        """Cotangents of the inputs of a value that was itself built here; for rules that are decompositions."""
-        assert self.walk is not None
-        return self.walk.pull_back(self, y, dy, inputs)
-
-    def pull_back_branch(
-        self, branch: gs.Graph, dys: Sequence[Tensor | None], inputs: Sequence[Tensor], rule_of: Callable[..., Any]
-    ) -> list[Tensor]:
-        """Cotangents of what a branch captures, as outputs of its own, of a builder inside the branch."""
-        assert self.walk is not None
-        return self.walk.pull_back_branch(self, branch, dys, inputs, rule_of)
 
     def branched(self, condition: Tensor, branches: dict[str, GraphProto], like: Sequence[Tensor]) -> list[Tensor]:
         """An If; its outputs have the types and shapes of `like`."""
@@ -152,15 +135,33 @@ class Emitter:
             tensor.name = self.unique(self.prefix + name)
         return tensor
 
-    def output(self, tensor: Tensor, name: str, shape: Sequence[int | str | None] | None = None) -> gs.Variable:
+    def output(self, tensor: Tensor, name: str, shape: Sequence[Size] | None = None) -> gs.Variable:
         """A new graph output of exactly this name, and of a shape that inference may not find."""
         made = gs.Variable(name)
         node = gs.Node("Identity", self.unique(f"{name}/Identity"), {}, [self._tensors([tensor])[0]], [made])
         self._infer(node)
         if shape is not None:
-            made.shape = list(shape)
+            self.declare(made, shape)
         self.nodes.append(node)
         return made
+
+    @staticmethod
+    def declare(v: Tensor, shape: Sequence[Size], dtype: Any = None) -> Tensor:
+        """v, of which more is known than ONNX's inference finds: its shape, and its dtype where that is given.
+
+        A size is a number, a name, or None for one that nothing tells. Raises Contradiction where v is known to have
+        other numbers, or another rank.
+        """
+        known = v.shape
+        clash = known is not None and (
+            len(known) != len(shape) or any(fixed(a) and fixed(b) and a != b for a, b in zip(known, shape, strict=True))
+        )
+        if clash:
+            raise Contradiction(f"{v.name!r} has the shape {list(known)}, and is declared to have {list(shape)}")
+        v.shape = list(shape)
+        if dtype is not None:
+            v.dtype = np.dtype(dtype)
+        return v
 
     def reserve(self, names: Iterable[str]) -> None:
         """Keep these names for outputs."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from gbprewrite.backward.lowering import Builder
+from gbprewrite.backward.builder import Builder
 from gbprewrite.backward.units import Classes, Seeds
 from gbprewrite.errors import UsageError
 from gbprewrite.model.tensors import Tensor, numpy_dtype
@@ -41,7 +41,7 @@ def region(op: Builder, classes: Classes, target: "Target", names: dict[str, str
     chosen = op.shaped_like(op.And(said, op.Equal(_numbers(op, classes), index)), score)
     size = op.ReduceSum(op.Cast(chosen, to=TensorProto.FLOAT), np.arange(1, classes.rank), keepdims=0)
     exists = op.Greater(size, np.array(0, np.float32))
-    exists.shape = [score.shape[0]]
+    op.declare(exists, [score.shape[0]])
     return Seeds([op.cast_to(chosen, score)], _of_samples(op, classes, index, target), exists, [])
 
 
@@ -64,8 +64,7 @@ def _of_samples(op: Builder, classes: Classes, index: Tensor, target: "Target") 
     batch = op.vector([op.dim(classes.score, 0)])
     flat = op.Reshape(index, np.array([-1], np.int64))
     made = op.Expand(flat, batch) if target.numbers else flat
-    made.shape = [classes.score.shape[0]]
-    return made
+    return op.declare(made, [classes.score.shape[0]])
 
 
 def said_by(values: NDArray[Any], above: float | None) -> NDArray[np.bool_]:

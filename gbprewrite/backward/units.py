@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.lowering import Builder
+from gbprewrite.backward.builder import Builder
 from gbprewrite.errors import UsageError
 from gbprewrite.model.tensors import Dim, Tensor
 from gbprewrite.select.class_axis import Counting, words
@@ -57,8 +57,7 @@ class Classes(NamedTuple):
         if self.subset is None:
             return index
         found = op.Gather(np.array(self.subset, np.int64), index, axis=0)
-        found.shape = index.shape
-        return found
+        return found if index.shape is None else op.declare(found, index.shape)
 
 
 def for_every_sample(op: Builder, score: Tensor, numbers: Any, several: bool) -> Tensor:
@@ -69,8 +68,7 @@ def for_every_sample(op: Builder, score: Tensor, numbers: Any, several: bool) ->
     batch = op.vector([op.dim(score, 0)])
     zeros = op.ConstantOfShape(batch, value=np.zeros(1, np.int64))
     made = op.Add(op.Unsqueeze(zeros, np.array([1], np.int64)), numbers) if several else op.Add(zeros, numbers)
-    made.shape = [score.shape[0], len(numbers)] if several else [score.shape[0]]
-    return made
+    return op.declare(made, [score.shape[0], len(numbers)] if several else [score.shape[0]])
 
 
 def unit(op: Builder, score: Tensor, target: "Target", counting: Counting) -> Seeds:
@@ -135,7 +133,7 @@ def strongest(op: Builder, classes: Classes, target: "Target") -> Seeds:
         columns.append(classes.numbered(op, column) if narrowed else column)
         left = op.Div(left, size)
     index = op.Concat(*reversed(columns), axis=1)
-    index.shape = [score.shape[0], len(columns)]
+    op.declare(index, [score.shape[0], len(columns)])
     return Seeds([_one_at_columns(op, score, columns[::-1])], index, in_range, [])
 
 
@@ -166,7 +164,7 @@ def strongest_places(op: Builder, classes: Classes, target: "Target") -> Seeds:
         left = op.Div(left, op.vector([size]))
     ordered = [columns[a] for a in range(1, classes.rank)]
     index = op.Concat(*(op.Unsqueeze(c, np.array([2], np.int64)) for c in ordered), axis=2)
-    index.shape = [score.shape[0], count, len(ordered)]
+    op.declare(index, [score.shape[0], count, len(ordered)])
     made = [_one_at_columns(op, score, [op.slice(c, [1], [k], [1]) for c in ordered]) for k in range(count)]
     return Seeds(made, index, None, [], many=True)
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.emitter import Walk
-from gbprewrite.backward.lowering import Builder
+from gbprewrite.backward.builder import Builder, Walk
 from gbprewrite.backward.rules.table import VJP, Rule
 from gbprewrite.errors import Obstacle, UnsupportedOperators
 from gbprewrite.model.tensors import Refused, Tensor, is_quantised
@@ -50,7 +49,7 @@ def pull_back_branch(
     """
     given = [(y, dy) for y, dy in zip(branch.outputs, dys, strict=True) if dy is not None]
     seeds = [(y, op.shaped_like(op.Identity(dy), y)) for y, dy in given]
-    tag = op.scope.split("/")[0]
+    tag = op.scope.tag
     found = _Walk(op, rule_of, seeds, tag).back(through(branch, inputs, [y for y, _ in seeds]), inputs)
     return [
         op.output(op.zeros_like(x) if dx is None else dx, op.unique(f"{op.prefix}{x.name}_{tag}"), x.shape)
@@ -95,7 +94,7 @@ class _Walk:
             if all(dy is None for dy in dys):
                 continue
             if self.tag:
-                self.op.scope = f"{self.tag}/{node.name}"
+                self.op.enter(self.tag, node.name)
             try:
                 xs = operands(node, wanted)
                 for x, dx in zip(xs, _apply(self.op, node, xs, self.rule_of(node), dys), strict=False):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from gbprewrite.backward.lowering.targets import SPELLINGS
+from gbprewrite.backward.lowering.targets import TARGETS as RUNTIMES
 from gbprewrite.cli import printing
 from gbprewrite.errors import UsageError
 from gbprewrite.methods.maps import BASELINES
@@ -123,7 +123,7 @@ CONVERSION = (
     RECTIFY,
     click.option(
         "--optimize-for",
-        type=click.Choice(list(SPELLINGS)),
+        type=click.Choice(list(RUNTIMES)),
         help="The spelling of the backward part: cpu, which is also auto, the default: what onnxruntime's CPU runs "
         "fastest; cuda: what its CUDA has kernels for; portable: the plainest, for other runtimes.",
     ),

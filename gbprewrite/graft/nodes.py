@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, helper, numpy_helper
 
-from gbprewrite.backward.lowering import Builder
+from gbprewrite.backward.builder import Builder
 from gbprewrite.errors import ModelError
 from gbprewrite.model import soundness
 from gbprewrite.model.messages import captured, put_nodes, reads
@@ -36,9 +36,9 @@ def graft(model: ModelProto, op: Builder, inputs: Sequence[gs.Variable], outputs
                 known.add(tensor.name)
         model.graph.node.append(node_proto(node))
     # onnxruntime keeps a product in its blocked layout only where it can prove that both factors have the same shape.
-    told = {t.name: t for t in op.told if t.name in needed}
+    declared = {t.name: t for t in op.declared if t.name in needed}
     for values, gained in (
-        (model.graph.input, inputs), (model.graph.output, outputs), (model.graph.value_info, told.values())
+        (model.graph.input, inputs), (model.graph.output, outputs), (model.graph.value_info, declared.values())
     ):  # fmt: skip
         values.extend(helper.make_tensor_value_info(t.name, onnx_type(t), _declared(t)) for t in gained)
     return len(kept), len(model.graph.initializer) - weights

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from gbprewrite.backward.lowering import Builder
+from gbprewrite.backward.builder import Builder
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.graft import record as report
 from gbprewrite.model.file import opset_of
@@ -37,7 +37,7 @@ def embed(model: ModelProto, input: str, name: str, made: Preprocessing) -> dict
     image = gs.Variable(name, np.dtype(np.uint8), _image_shape(old, made))
     op = Builder(gs.Graph(inputs=[image]), opset_of(model), "")
     op.reserve(_names(model))
-    op.scope = "preprocess"
+    op.enter("preprocess")
     values = _values(op, image, made)
     kind = old.type.tensor_type.elem_type
     if made.layout == "nhwc":

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from gbprewrite.backward.builder import Builder
 from gbprewrite.backward.cotangents import Stacked
-from gbprewrite.backward.lowering import Builder
 from gbprewrite.backward.units import Seeds
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.model.tensors import HALF, Tensor, fixed, numpy_dtype, onnx_type
@@ -158,7 +158,7 @@ class Pictures:
         given = Pictured(
             self.op.shaped_like(made.tensor, gs.Variable("", shape=shape)), axis, self.many, x, self.preprocessing
         )
-        self.op.scope = form
+        self.op.enter(form)
         del shape[axis + self.many]
         picture = PICTURES[form]
         return self.op.output(picture.formula(self.op, given, self.told), name, [*shape, *picture.last])

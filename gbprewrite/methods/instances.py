@@ -10,7 +10,7 @@ from typing import NamedTuple
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
-from gbprewrite.backward.lowering import Builder
+from gbprewrite.backward.builder import Builder
 from gbprewrite.model.messages import captured, reads, rename
 from gbprewrite.model.tensors import Tensor
 
@@ -58,7 +58,7 @@ class Instances:
             self._build(self._late, tensors, tag)
             for x, name in self.maps.items():
                 found[x].append(tensors[name])
-                found[x][-1].dtype, found[x][-1].shape = given[x].dtype, given[x].shape
+                self.op.declare(found[x][-1], given[x].shape, given[x].dtype)
         return found
 
     def _build(self, chosen: set[int], tensors: dict[str, Tensor], tag: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from gbprewrite.backward import walk as differentiate
-from gbprewrite.backward.lowering import Builder
+from gbprewrite.backward.builder import Builder
 from gbprewrite.backward.rules import sampling
 from gbprewrite.backward.units import Seeds
 from gbprewrite.errors import UsageError
@@ -195,7 +195,7 @@ def _mean_gradients(work: Work, points: Mapping[str, Tensor], count: int, tag: s
     leads = score.shape[:1] == work.chosen.inputs[0].shape[:1] if counting.moves else counting.batch_axis == 0
     is_open = leads and all(t.shape and not fixed(t.shape[0]) for t in (*work.chosen.inputs, score))
     apart = not is_open or _by_batch(work.graph)
-    work.op.scope = tag
+    work.op.enter(tag)
     return (_one_by_one if apart else _in_one_batch)(work, points, count, tag)
 
 
@@ -249,8 +249,7 @@ def _one_batch(op: Builder, points: Tensor, x: Tensor, count: int) -> Tensor:
     """Points [count, N, ...] as [count · N, ...]."""
     n, *rest = op.dims(x)
     made = op.Identity(op.reshape(points, [op.calc("Mul", count, n), *rest]))
-    made.dtype, made.shape = x.dtype, [None, *x.shape[1:]]
-    return made
+    return op.declare(made, [None, *x.shape[1:]], x.dtype)
 
 
 def _mean(op: Builder, gradients: Tensor, x: Tensor, count: int) -> Tensor:

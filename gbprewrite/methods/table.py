@@ -18,6 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from gbprewrite.backward.lowering.masks import mask
 from gbprewrite.backward.rules.pooling import SWITCHLESS
 from gbprewrite.backward.rules.table import VJP, Formula, Rule
 from gbprewrite.errors import ModelError, UsageError
@@ -50,7 +51,7 @@ def rectgrad(rule: Formula, tau: float = 0.0, share: float | None = None) -> For
             raise Refused("rectgrad multiplies by the output of a rectifier, and this one is quantised; use guided")
         relevance = op.Mul(y, dy)
         limit = tau if share is None else quantile(op, relevance, share)
-        return rule(op, op.mask(dy, op.Greater(relevance, limit)), y, *args, **attributes)
+        return rule(op, mask(op, dy, op.Greater(relevance, limit)), y, *args, **attributes)
 
     return combined
 

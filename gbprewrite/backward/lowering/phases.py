@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gbprewrite.backward.lowering.verbs import END
-from gbprewrite.backward.lowering.windows import Window, Windows
+from gbprewrite.backward.builder import END, Builder
+from gbprewrite.backward.lowering.windows import Window, exchanged
 from gbprewrite.model import bounds
 from gbprewrite.model.tensors import Tensor, fixed
 
@@ -51,8 +51,14 @@ def along(axis: int, window: Window, length: int, outputs: int) -> list[Taps]:
     return found
 
 
-def input_grad(op: Windows, dy: Tensor, x: Tensor, w: Tensor, window: Window, group: int) -> Tensor | None:
-    """dx of y = Conv(x, w), shaped [N, C, H, W]; None where ConvTranspose is the better, or the only, spelling."""
+def phases(op: Builder, dy: Tensor, x: Tensor, w: Tensor, window: Window, group: int) -> Tensor | None:
+    """A plain convolution for each phase of the stride, and these interleaved.
+
+    Where: it is strided along two axes of known length, x has a block of channels or more, and all phases get a share.
+    Why: as for `turned`. Together the phases multiply exactly as often as the forward pass.
+    """
+    if max(window.strides) == 1 or w.shape is None:
+        return None
     lengths = [*x.shape[1:], *dy.shape[1:], *w.shape, *window.begin]
     if len(x.shape) != 4 or not all(map(fixed, lengths)) or x.shape[1] < FEWEST_CHANNELS:
         return None
@@ -61,7 +67,7 @@ def input_grad(op: Windows, dy: Tensor, x: Tensor, w: Tensor, window: Window, gr
     axes = [along(a, window, x.shape[a + 2], dy.shape[a + 2]) for a in range(2)]
     if any(t.begin < 0 or t.end < 0 for taps in axes for t in taps) or not all(map(_contiguous, axes)):
         return None
-    turned = op.exchanged(w, group)
+    turned = exchanged(op, w, group)
     made = [_phase(op, dy, turned, taps, window, group) for taps in product(*axes)]
     stacked = op.Concat(*made, axis=1) if len(made) > 1 else made[0]
     return _interleaved(op, stacked, x, window.strides, axes)
@@ -71,7 +77,7 @@ def _contiguous(taps: Sequence[Taps]) -> bool:
     return bool(taps) and taps[-1].phase - taps[0].phase == len(taps) - 1
 
 
-def _phase(op: Windows, dy: Tensor, w: Tensor, taps: Sequence[Taps], window: Window, group: int) -> Tensor:
+def _phase(op: Builder, dy: Tensor, w: Tensor, taps: Sequence[Taps], window: Window, group: int) -> Tensor:
     axes = [a + 2 for a, t in enumerate(taps) if (t.last, t.every, t.number) != (0, 1, window.kernel[a])]
     if axes:  # weights are sliced by nodes, which runtimes fold into constants
         chosen = [taps[a - 2] for a in axes]
@@ -83,7 +89,7 @@ def _phase(op: Windows, dy: Tensor, w: Tensor, taps: Sequence[Taps], window: Win
     return op.Conv(dy, w, kernel_shape=kernel, dilations=[t.dilation for t in taps], pads=pads, group=group)
 
 
-def _interleaved(op: Windows, v: Tensor, x: Tensor, strides: Sequence[int], axes: Sequence[Sequence[Taps]]) -> Tensor:
+def _interleaved(op: Builder, v: Tensor, x: Tensor, strides: Sequence[int], axes: Sequence[Sequence[Taps]]) -> Tensor:
     """Phases stacked as channels, to their places. Channels go last: whole runs of them move."""
     channels, n = x.shape[1], len(axes)
     rows = [-(-length // s) for length, s in zip(x.shape[2:], strides, strict=True)]

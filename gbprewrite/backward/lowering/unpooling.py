@@ -11,12 +11,13 @@ Heights and widths may be open. Then lengths are computed when the model runs, s
 padded by numbers, to one length that reaches over both ends of x, and cut once.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gbprewrite.backward.lowering.windows import Window, Windows
+from gbprewrite.backward.builder import Builder
+from gbprewrite.backward.lowering.windows import Window
 from gbprewrite.model import bounds
 from gbprewrite.model.tensors import Dim, Tensor, fixed, numpy_dtype
 
@@ -44,20 +45,45 @@ class Axis(NamedTuple):
         return [divmod(step * self.dilation - self.begin, self.stride) for step in range(self.kernel)]
 
 
-def applies(op: Windows, dy: Tensor, x: Tensor, window: Window) -> bool:
-    """Whether channels and padding are known, and the lengths too where their arithmetic would leave the device.
+def comparison(
+    op: Builder, dy: Tensor, x: Tensor, y: Tensor, window: Window, attributes: Mapping[str, Any]
+) -> Tensor | None:
+    """Comparisons with the maxima; ties fall to the first maximum in row order, as in PyTorch.
 
-    Each step of a window and of a stride gets nodes of its own, so neither may be long.
+    Where: channels, padding and lengths are known, and neither window nor stride is long: each of their steps gets
+    nodes of its own.
+    Why: onnxruntime's CPU takes 26 times as long for a MaxPool with Indices, and scatters one number after the other.
+    On CUDA, Indices count ties by columns (and were wrong where a dilated window has padding in front of it, see
+    https://github.com/microsoft/onnxruntime/issues/29637), and scattering adds in any order; comparisons give the CPU's
+    maps, the same each time.
     """
-    if max(*window.kernel, *window.strides) > bounds.WINDOW:
-        return False
-    known = [x.shape[1], *window.begin, *window.end]
-    known += [] if op.spelling.open_comparisons or dy.shape is None else [*x.shape[2:], *dy.shape[2:]]
-    return dy.shape is not None and all(map(fixed, known)) and numpy_dtype(x) in (np.float32, np.float64)
+    return _compared(op, dy, x, y, window, attributes) if _known(dy.shape, x.shape) else None
 
 
-def unpool(op: Windows, dy: Tensor, x: Tensor, y: Tensor, window: Window, ceil_mode: int) -> Tensor:
-    """dx of y = MaxPool(x); ties fall to the first maximum in row order, as in PyTorch."""
+def open_comparison(
+    op: Builder, dy: Tensor, x: Tensor, y: Tensor, window: Window, attributes: Mapping[str, Any]
+) -> Tensor | None:
+    """The same where heights and widths are open.
+
+    Where: as for `comparison`, but for the lengths.
+    Why: as there, on the CPU. On CUDA the arithmetic of lengths would leave the device.
+    """
+    return _compared(op, dy, x, y, window, attributes)
+
+
+def _known(*shapes: Sequence[Any] | None) -> bool:
+    """Whether the lengths along all axes of positions are known."""
+    return all(shape is not None and all(map(fixed, shape[2:])) for shape in shapes)
+
+
+def _compared(
+    op: Builder, dy: Tensor, x: Tensor, y: Tensor, window: Window, attributes: Mapping[str, Any]
+) -> Tensor | None:
+    if max(*window.kernel, *window.strides) > bounds.WINDOW or dy.shape is None:
+        return None
+    if not all(map(fixed, [x.shape[1], *window.begin, *window.end])) or numpy_dtype(x) not in (np.float32, np.float64):
+        return None
+    ceil_mode = attributes.get("ceil_mode") or 0
     axes = _axes(op, dy, x, window, ceil_mode)
     n = len(axes)
     to_last = [0, *range(2, n + 2), 1]
@@ -71,7 +97,7 @@ def unpool(op: Windows, dy: Tensor, x: Tensor, y: Tensor, window: Window, ceil_m
     return op.shaped_like(op.Transpose(back, perm=[0, n + 1, *range(1, n + 1)]), x)
 
 
-def _axes(op: Windows, dy: Tensor, x: Tensor, window: Window, ceil_mode: int) -> list[Axis]:
+def _axes(op: Builder, dy: Tensor, x: Tensor, window: Window, ceil_mode: int) -> list[Axis]:
     lengths, outputs = op.dims(x)[2:], op.dims(dy)[2:]
     behind = [op.product([*outputs[a + 1 :], x.shape[1]]) for a in range(len(outputs))]
     # With ceil_mode the last window may stand out by all but one step.
@@ -80,7 +106,7 @@ def _axes(op: Windows, dy: Tensor, x: Tensor, window: Window, ceil_mode: int) ->
     return [Axis(*row) for row in zip(*columns, strict=True)]
 
 
-def _partial_maxima(op: Windows, x: Tensor, window: Window, n: int, ceil_mode: int) -> list[Tensor]:
+def _partial_maxima(op: Builder, x: Tensor, window: Window, n: int, ceil_mode: int) -> list[Tensor]:
     """The maxima along all axes but the first, along all but the first two, ..."""
     made = []
     for done in range(1, n):
@@ -99,7 +125,7 @@ def _partial_maxima(op: Windows, x: Tensor, window: Window, n: int, ceil_mode: i
     return made
 
 
-def _unpool_along(op: Windows, d: Tensor, values: Tensor, pooled: Tensor, axis: Axis, finite: bool) -> Tensor:
+def _unpool_along(op: Builder, d: Tensor, values: Tensor, pooled: Tensor, axis: Axis, finite: bool) -> Tensor:
     """Hand the cotangents of the maxima along one axis to their first place."""
     d, pooled = (_lines(op, v, axis.outputs, axis.inner) for v in (d, pooled))
     nothing = np.array(np.nan, numpy_dtype(values))  # equals no maximum, not even one of -inf
@@ -123,13 +149,12 @@ def _unpool_along(op: Windows, d: Tensor, values: Tensor, pooled: Tensor, axis: 
     return _placed(op, [*shares, d], axis)
 
 
-def _lines(op: Windows, v: Tensor, length: Dim, inner: Dim) -> Tensor:
+def _lines(op: Builder, v: Tensor, length: Dim, inner: Dim) -> Tensor:
     made = op.Reshape(v, op.vector([-1, length, inner]))
-    made.shape = [None, length if fixed(length) else None, inner if fixed(inner) else None]
-    return made
+    return op.declare(made, [None, length if fixed(length) else None, inner if fixed(inner) else None])
 
 
-def _placed(op: Windows, shares: Sequence[Tensor], axis: Axis) -> Tensor:
+def _placed(op: Builder, shares: Sequence[Tensor], axis: Axis) -> Tensor:
     """The sum of the shares, each at its places: a tensor for every phase of the stride, then these interleaved."""
     first, last = (f(row for row, _ in axis.places) for f in (min, max))
     # Rows behind the last share that a rest of x needs; open, x ends before stride · outputs + reach - begin - end.

@@ -15,8 +15,11 @@ from onnx.external_data_helper import uses_external_data
 
 from gbprewrite.backward.magnitudes.formulas import FORMULAS, unknown
 from gbprewrite.backward.magnitudes.magnitude import ANY, INF, ORDINARY, SHARE, Magnitude, of_array, unread
-from gbprewrite.model.tensors import Tensor, elements_of
+from gbprewrite.model.tensors import HALF, Tensor, elements_of, numpy_dtype, onnx_type
 
+DEEP = 20  # nodes between score and inputs, from which on a network is deep: AlexNet has 21, LeNet 9
+ROOM = 2.0**2  # what float rounding, and the order of a sum, may add to a bound
+USUAL = 2.0**100  # the largest usual size in a deep network; 2^28 times that is still a float32
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -27,10 +30,12 @@ class _Missing(Exception):
 class Magnitudes:
     """The magnitudes of the tensors of a growing graph; each is worked out once, without recursion."""
 
-    def __init__(self, weights: Mapping[str, TensorProto], forward: set[int]) -> None:
-        """`weights` are constants whose values the graph leaves out; `forward` holds id() of the source's own nodes."""
-        self.weights, self.forward = weights, forward
+    def __init__(self, weights: Mapping[str, TensorProto], forward: set[int], deep: bool = False) -> None:
+        """`weights` are constants whose values the graph leaves out; `forward` holds id() of the source's own nodes;
+        in a `deep` network usual sizes count as well."""
+        self.weights, self.forward, self.deep = weights, forward, deep
         self._found: dict[int, Magnitude] = {}
+        self._from_weights: dict[int, bool] = {}  # id() of a tensor → whether constants alone decide it
 
     def of(self, tensor: Tensor) -> Magnitude:
         """The magnitude of a tensor."""
@@ -48,6 +53,34 @@ class Magnitudes:
     def bound(self, tensor: Tensor, most: float) -> None:
         """Take |tensor| <= most as known."""
         self._found[id(tensor)] = Magnitude(-most, most, min(most, ORDINARY))
+
+    def finite(self, v: Tensor) -> bool:
+        """Whether v can't be infinite or NaN: for any finite input, or, in a deep network, for any usual one.
+
+        A bound for any input grows with each layer, up to 2^300 in networks whose cotangents stay near 1.
+        """
+        found = self.of(v)
+        limit = float(np.finfo(numpy_dtype(v)).max) if onnx_type(v) not in HALF else 65504.0
+        return found.most * ROOM < limit or (self.deep and limit > USUAL > found.usual)
+
+    def is_weight(self, v: Tensor) -> bool:
+        """Whether a value is a constant of the model, or computed from constants alone; worked out once for each."""
+        todo = [v]
+        while todo:
+            current = todo[-1]
+            if isinstance(current, gs.Constant) or current.name in self.weights:
+                self._from_weights[id(current)] = True
+            elif not current.inputs:
+                self._from_weights[id(current)] = False
+            else:
+                read = [t for t in current.inputs[0].inputs if t.name]
+                answers = [self._from_weights.get(id(t)) for t in read]
+                if None in answers and False not in answers:
+                    todo.append(read[answers.index(None)])
+                    continue
+                self._from_weights[id(current)] = False not in answers
+            todo.pop()
+        return self._from_weights[id(v)]
 
     def _known(self, *tensors: Tensor) -> list[Magnitude]:
         missing = [t for t in tensors if id(t) not in self._found]

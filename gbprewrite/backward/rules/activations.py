@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from gbprewrite.backward.lowering.masks import gate, mask
 from gbprewrite.backward.rules.elementwise import one, zero
 from gbprewrite.backward.rules.table import vjp
 from gbprewrite.model.tensors import constant_of, numpy_dtype
@@ -15,13 +16,13 @@ from gbprewrite.model.tensors import constant_of, numpy_dtype
 @vjp("Relu")
 def relu(op, dy, y, x):
     """dx = dy · (x > 0)"""
-    return op.gate(dy, y)
+    return gate(op, dy, y)
 
 
 @vjp("ThresholdedRelu")
 def thresholded_relu(op, dy, y, x, *, alpha):
     """dx = dy · (x > α)"""
-    return op.mask(dy, op.Greater(x, alpha))
+    return mask(op, dy, op.Greater(x, alpha))
 
 
 @vjp("Clip")
@@ -31,18 +32,18 @@ def clip(op, dy, y, x, low=None, high=None, *, in_view=0):
         high = constant_of(high)
     bottom = constant_of(low)
     if bottom is not None and bottom.size == 1 and bottom.ravel()[0] == 0:
-        return op.gate(dy, y, high)
+        return gate(op, dy, y, high)
     gates = [op.Greater(y, low)] if low is not None else []
     gates += [op.Less(y, high)] if high is not None else []
     if not gates:
         return dy
-    return op.mask(dy, gates[0] if len(gates) == 1 else op.And(*gates))
+    return mask(op, dy, gates[0] if len(gates) == 1 else op.And(*gates))
 
 
 @vjp("Shrink")
 def shrink(op, dy, y, x, *, bias, lambd):
     """dx = dy · (|x| > λ)"""
-    return op.mask(dy, op.Greater(op.Abs(x), lambd))
+    return mask(op, dy, op.Greater(op.Abs(x), lambd))
 
 
 @vjp("LeakyRelu")
@@ -95,7 +96,7 @@ def hard_sigmoid(op, dy, y, x, *, alpha, beta, from_x=0):
     """dx = dy · α · (0 < y < 1)"""
     if from_x:  # y was put together from several nodes, and may miss 1 by a rounding
         y = op.Add(op.Mul(x, alpha), beta)
-    return op.mask(op.Mul(dy, alpha), op.And(op.Greater(y, 0), op.Less(y, 1)))
+    return mask(op, op.Mul(dy, alpha), op.And(op.Greater(y, 0), op.Less(y, 1)))
 
 
 @vjp("HardSwish")

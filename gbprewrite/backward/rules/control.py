@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, NodeProto, helper, numpy_helper
 
-from gbprewrite.backward.lowering import Builder
+from gbprewrite.backward.builder import Builder
 from gbprewrite.backward.rules.table import vjp
 from gbprewrite.model.messages import reads
 from gbprewrite.model.tensors import Refused, Tensor, is_float, node_proto, onnx_type

@@ -4,6 +4,12 @@ Source: https://onnx.ai/onnx/operators/onnx__Conv.html and onnx__ConvTranspose.h
 "A guide to convolution arithmetic for deep learning", section 4.
 """
 
+from gbprewrite.backward.lowering.convolutions import (
+    conv_input_grad,
+    conv_transpose_input_grad,
+    conv_transpose_weight_grad,
+    conv_weight_grad,
+)
 from gbprewrite.backward.rules.table import vjp
 
 
@@ -11,8 +17,8 @@ from gbprewrite.backward.rules.table import vjp
 def conv(op, dy, y, x, w, b=None, **window):
     """dx = dy ⊛ᵀ w,  dw = x ⋆ dy,  db = Σ dy"""
     return (
-        lambda: op.conv_input_grad(dy, x, w, **window),
-        lambda: op.conv_weight_grad(dy, x, w, **window),
+        lambda: conv_input_grad(op, dy, x, w, **window),
+        lambda: conv_weight_grad(op, dy, x, w, **window),
         lambda: op.sum_but_channels(dy),
     )
 
@@ -21,7 +27,7 @@ def conv(op, dy, y, x, w, b=None, **window):
 def conv_transpose(op, dy, y, x, w, b=None, **window):
     """dx = dy ⋆ w,  dw = dy ⋆ x,  db = Σ dy"""
     return (
-        lambda: op.conv_transpose_input_grad(dy, x, w, **window),
-        lambda: op.conv_transpose_weight_grad(dy, x, w, **window),
+        lambda: conv_transpose_input_grad(op, dy, x, w, **window),
+        lambda: conv_transpose_weight_grad(op, dy, x, w, **window),
         lambda: op.sum_but_channels(dy),
     )

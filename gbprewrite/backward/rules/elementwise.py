@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from gbprewrite.backward.lowering.masks import mask
 from gbprewrite.backward.rules.table import vjp
 from gbprewrite.model.tensors import HALF, Refused, constant_of, is_float, numpy_dtype, onnx_type
 from gbprewrite.view.quantised import scale_of
@@ -236,7 +237,7 @@ def dropout(op, dys, ys, x, ratio=None, training=None):
         kept = np.array(1 / (1 - (0.5 if dropped is None else float(dropped.ravel()[0]))), numpy_dtype(dy))
     else:
         kept = op.Reciprocal(op.Sub(1, op.cast_to(ratio, dy)))
-    return op.Mul(op.mask(dy, ys[1]), kept if on is not None else op.Where(training, kept, one(dy)))
+    return op.Mul(mask(op, dy, ys[1]), kept if on is not None else op.Where(training, kept, one(dy)))
 
 
 @vjp("Cast", "CastLike")

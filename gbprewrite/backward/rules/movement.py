@@ -7,6 +7,7 @@ Source: the operator pages of https://onnx.ai/onnx/operators/.
 
 import numpy as np
 
+from gbprewrite.backward.lowering.masks import apply_matrix
 from gbprewrite.backward.rules.table import vjp
 from gbprewrite.model.tensors import constant_of, fixed, rank
 
@@ -104,7 +105,7 @@ def _slice_at_run_time(op, dy, x, starts, ends, axes, steps):
         here = np.array([i], np.int64), np.array([i + 1], np.int64)
         start, end, step = (None if t is None else op.Slice(t, *here) for t in (starts, ends, steps))
         index = op.Slice(op.range(op.dim(x, axis)), start, end, np.array([0], np.int64), step)
-        index.shape = [None]
+        op.declare(index, [None])
         dy = op.scatter_along(dy, index, axis % rank(x), op.dim(x, axis))
     return dy
 
@@ -128,7 +129,7 @@ def pad(op, dy, y, x, pads, value=None, axes=None, *, mode):
     for i, axis in enumerate(over):
         if widths[i] or widths[i + count]:
             border = np.array([0, widths[i], 0, widths[i + count]], np.int64)
-            dy = op.apply_matrix(dy, op.Pad(op.eye(op.dim(x, axis), dy), border, mode=mode), axis)
+            dy = apply_matrix(op, dy, op.Pad(op.eye(op.dim(x, axis), dy), border, mode=mode), axis)
     return op.shaped_like(dy, x)
 
 

@@ -6,6 +6,7 @@ Source: https://onnx.ai/onnx/operators/onnx__MaxPool.html, onnx__AveragePool.htm
 
 import numpy as np
 
+from gbprewrite.backward.lowering.pools import average_pool_grad, unpool, window_sum_grad
 from gbprewrite.backward.rules.elementwise import zero
 from gbprewrite.backward.rules.table import Rule, vjp
 from gbprewrite.model.tensors import rank
@@ -14,20 +15,20 @@ from gbprewrite.model.tensors import rank
 @vjp("MaxPool")
 def max_pool(op, dy, y, x, **window):
     """dx[switch] += dy: every window gives its cotangent to its first maximum"""
-    return op.unpool(dy, x, y, **window)
+    return unpool(op, dy, x, y, **window)
 
 
 @vjp("AveragePool")
 def average_pool(op, dy, y, x, **window):
     """dx = Σ over the windows that cover x, dy / number of elements counted"""
-    return op.average_pool_grad(dy, x, **window)
+    return average_pool_grad(op, dy, x, **window)
 
 
 @vjp("LpPool")
 def lp_pool(op, dy, y, x, *, p, **window):
     """dx = sign x · |x|^(p-1) · Σ over the windows that cover x, dy · y^(1-p)"""
     scaled = op.Where(op.Greater(y, 0), op.Mul(dy, op.Pow(y, float(1 - p))), zero(y))
-    return op.Mul(signed_power(op, x, p), op.window_sum_grad(scaled, x, **window))
+    return op.Mul(signed_power(op, x, p), window_sum_grad(op, scaled, x, **window))
 
 
 @vjp("GlobalAveragePool")
@@ -50,7 +51,7 @@ def global_max_pool(op, dy, y, x):
 def spread(op, dy, y, x, **window):
     """dx = every window spreads dy evenly over what it sees of x: no switches"""
     window.pop("storage_order")
-    return op.average_pool_grad(dy, x, count_include_pad=0, **window)
+    return average_pool_grad(op, dy, x, count_include_pad=0, **window)
 
 
 # Max pools, when nothing is to be remembered of the image: their cotangent as if they were average pools.

@@ -13,6 +13,9 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md (QLi
 import numpy as np
 from onnx import TensorProto
 
+from gbprewrite.backward.lowering.convolutions import conv_input_grad
+from gbprewrite.backward.lowering.masks import mask
+from gbprewrite.backward.lowering.pools import average_pool_grad
 from gbprewrite.backward.rules.linear import gemm, matmul
 from gbprewrite.backward.rules.pooling import global_average_pool
 from gbprewrite.backward.rules.table import vjp
@@ -76,10 +79,10 @@ def inside(op, dy, y, x, scale, zero_point, axis, bottom, accumulator=None):
     lowest, top = (op.Mul(op.Sub(np.array(v).astype(kind), zero), step) for v in (low - 0.5, high + 0.5))
     below = op.Less(x, top)
     if bottom == "open":
-        return op.mask(dy, below)
+        return mask(op, dy, below)
     if bottom == "closed":
-        return op.mask(dy, op.And(op.GreaterOrEqual(x, lowest), below))
-    return op.mask(dy, op.And(op.Greater(x, 0 if accumulator is None else op.Mul(accumulator, 0.5)), below))
+        return mask(op, dy, op.And(op.GreaterOrEqual(x, lowest), below))
+    return mask(op, dy, op.And(op.Greater(x, 0 if accumulator is None else op.Mul(accumulator, 0.5)), below))
 
 
 @vjp("DequantizeLinear")
@@ -115,7 +118,7 @@ def blocked(op, dy, x, scale, zero_point, axis, size):
 @vjp("QLinearConv")
 def qlinear_conv(op, dy, y, x, xs, xz, w, ws, wz, *more, **window):
     """dx = dy ⊛ᵀ w"""
-    return lambda: op.conv_input_grad(dy, x, op.DequantizeLinear(w, ws, wz, axis=0), **window)
+    return lambda: conv_input_grad(op, dy, x, op.DequantizeLinear(w, ws, wz, axis=0), **window)
 
 
 @vjp("QLinearMatMul")
@@ -159,7 +162,7 @@ def qlinear_global_average_pool(op, dy, y, x, *more):
 @vjp("QLinearAveragePool")
 def qlinear_average_pool(op, dy, y, x, *more, count_include_pad=0, kernel_shape=None, **window):
     """dx = Σ over the windows that cover x, dy / number of elements counted"""
-    return op.average_pool_grad(dy, x, count_include_pad=count_include_pad, kernel_shape=kernel_shape, **window)
+    return average_pool_grad(op, dy, x, count_include_pad=count_include_pad, kernel_shape=kernel_shape, **window)
 
 
 @vjp("QLinearConcat")

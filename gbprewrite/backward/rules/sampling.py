@@ -9,6 +9,7 @@ Sources: https://onnx.ai/onnx/operators/onnx__Resize.html; Keys 1981 (cubic conv
 import numpy as np
 from onnx import TensorProto
 
+from gbprewrite.backward.lowering.masks import apply_matrix
 from gbprewrite.backward.rules.elementwise import zero
 from gbprewrite.backward.rules.table import vjp
 from gbprewrite.model.tensors import Refused, constant_of, fixed, rank, same_shape
@@ -83,12 +84,12 @@ def resize(op, dy, y, x, roi=None, scales=None, sizes=None, **mode):
         axis = over[i]
         if not given:
             if y.shape is None or x.shape[axis] is None or x.shape[axis] != y.shape[axis]:
-                dy = op.apply_matrix(dy, _by_length(op, dy, op.dim(x, axis), op.dim(y, axis), mode), axis)
+                dy = apply_matrix(op, dy, _by_length(op, dy, op.dim(x, axis), op.dim(y, axis), mode), axis)
         elif factors is not None and 1 < factors[i] < 1.5 and _may_stay(x, y, axis):
-            dy = op.apply_matrix(dy, _by_a_little(op, dy, op.dim(x, axis), factors[i], mode, copied), axis)
+            dy = apply_matrix(op, dy, _by_a_little(op, dy, op.dim(x, axis), factors[i], mode, copied), axis)
         else:
             factor = op.Slice(scales, np.array([i]), np.array([i + 1])) if factors is None else factors[i : i + 1]
-            dy = op.apply_matrix(dy, _by_scale(op, dy, op.dim(x, axis), factor, mode), axis)
+            dy = apply_matrix(op, dy, _by_scale(op, dy, op.dim(x, axis), factor, mode), axis)
     return op.shaped_like(dy, x)
 
 
@@ -254,7 +255,7 @@ def in_proportion(op, dy, y, x, sizes, policy, over, mode):
             # onnxruntime copies then along an axis that keeps its length.
             kept = op.Equal(op.vector([size]), op.vector([outputs]))
             matrix = op.Where(kept, _identity(op, outputs, size, dy), matrix)
-        dy = op.apply_matrix(dy, op.Transpose(matrix, perm=[1, 0]), axis)
+        dy = apply_matrix(op, dy, op.Transpose(matrix, perm=[1, 0]), axis)
     return op.shaped_like(dy, x)
 
 
@@ -270,7 +271,7 @@ def _nearest_in_proportion(op, dy, x, sizes, policy, over, mode):
         read = op.slice(read, others, [0] * len(others), [1] * len(others))
         column = op.Reshape(op.Cast(read, to=TensorProto.INT64), np.array([-1, 1], np.int64))
         matrix = op.cast_to(op.Equal(column, op.range(size)), dy)
-        dy = op.apply_matrix(dy, op.Transpose(matrix, perm=[1, 0]), axis)
+        dy = apply_matrix(op, dy, op.Transpose(matrix, perm=[1, 0]), axis)
     return op.shaped_like(dy, x)
 
 
