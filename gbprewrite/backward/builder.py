@@ -286,10 +286,8 @@ class Builder(Emitter):
 
     def scatter_add(self, onto: Tensor, index: Tensor, dy: Tensor, axis: int) -> Tensor:
         """ScatterElements that adds. Half precision goes through float32: onnxruntime's CPU has no other sum of it."""
-        if onnx_type(dy) not in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
-            return self.ScatterElements(onto, index, dy, axis=axis, reduction="add")
-        wide = (self.Cast(v, to=TensorProto.FLOAT) for v in (onto, dy))
-        return self.cast_to(self.ScatterElements(next(wide), index, next(wide), axis=axis, reduction="add"), dy)
+        summed = self.ScatterElements(self.wide(onto), index, self.wide(dy), axis=axis, reduction="add")
+        return self.cast_to(summed, dy)
 
     def eye(self, size: Dim, like: Tensor) -> Tensor:
         """The identity matrix."""
@@ -297,15 +295,3 @@ class Builder(Emitter):
             return self.constant(np.eye(size, dtype=numpy_dtype(like)))
         places = self.range(size)
         return self.cast_to(self.Equal(self.Unsqueeze(places, np.array([1])), places), like)
-
-    def times_matrix(self, dy: Tensor, matrix: Tensor, axis: int) -> Tensor:
-        """dx = A dy along one axis, A of shape [inputs, outputs]."""
-        last = rank(dy) - 1
-        if axis == last:
-            return self.MatMul(dy, self.Transpose(matrix, perm=[1, 0]))
-        if axis == last - 1:
-            return self.MatMul(matrix, dy)
-        perm = list(range(last + 1))
-        perm[axis], perm[last] = last, axis
-        moved = self.MatMul(self.Transpose(dy, perm=perm), self.Transpose(matrix, perm=[1, 0]))
-        return self.Transpose(moved, perm=perm)

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 
 from gbprewrite.backward import walk as differentiate
 from gbprewrite.backward.builder import Builder
+from gbprewrite.backward.lowering.matrices import times_matrix
 from gbprewrite.backward.rules import sampling
 from gbprewrite.backward.units import Seeds
 from gbprewrite.errors import UsageError
@@ -142,7 +143,7 @@ def _resized(op: Builder, coarse: Sequence[Tensor], layer: FeatureLayer, x: Tens
     made = []
     for cam in coarse:
         for axis, matrix in enumerate(matrices, 1):
-            cam = op.times_matrix(cam, matrix, axis)
+            cam = times_matrix(op, cam, matrix, axis)
         made.append(op.shaped_like(op.Unsqueeze(cam, np.array([channel], np.int64)), like))
     return Map(like, made)
 

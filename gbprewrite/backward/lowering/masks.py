@@ -83,20 +83,3 @@ def compared(op: Builder, dy: Tensor, y: Tensor, high: Any) -> Tensor:
 
 
 GATE = Lowerings("gate", steep_sigmoid, compared)
-
-
-def apply_matrix(op: Builder, dy: Tensor, matrix: Tensor, axis: int) -> Tensor:
-    """dx = A dy along one axis, A of shape [inputs, outputs], of a cotangent: what A has 0 for does not reach it.
-
-    So an infinite dy leaves those places finite that it has no part in.
-    """
-    if op.finite(dy):
-        return op.times_matrix(dy, matrix, axis)
-    wide = op.wide(dy)
-    finite = op.Less(op.Abs(wide), np.array(np.inf, numpy_dtype(wide)))
-    bad = op.cast_to(op.Not(finite), wide)
-    taken = op.cast_to(op.Not(op.Equal(op.wide(matrix), 0)), bad)
-    reached = op.Greater(op.times_matrix(bad, taken, axis), 0)
-    clean = op.times_matrix(selection(op, dy, finite), matrix, axis)
-    made: Tensor = op.Where(reached, op.times_matrix(dy, matrix, axis), clean)
-    return made

@@ -1,7 +1,6 @@
 """The magnitude of an operator's output, from those of its inputs: one formula for each operator.
 
-An operator without a formula can make anything. Interval arithmetic: Moore 1966; sums with weights are bounded by the
-inequality of Cauchy and Schwarz.
+An operator without a formula can make anything. Interval arithmetic: Moore 1966.
 """
 
 import math
@@ -15,18 +14,19 @@ from gbprewrite.backward.magnitudes.magnitude import (
     FEW,
     INF,
     LENGTHS,
-    LONG,
     ORDINARY,
     SHARE,
     SIGNED_SHARE,
     UNBOUNDED,
-    USUAL_LENGTH,
     Formula,
     Known,
     Magnitude,
+    checked,
     small,
+    times,
 )
-from gbprewrite.model.tensors import Tensor, fixed
+from gbprewrite.backward.magnitudes.sums import convolved, dequantised, multiplied, reduced_root, reduced_sum, scattered
+from gbprewrite.model.tensors import fixed
 
 
 def unknown(node: gs.Node, known: Known) -> Magnitude:
@@ -35,15 +35,6 @@ def unknown(node: gs.Node, known: Known) -> Magnitude:
 
 def _fixed_bounds(magnitude: Magnitude) -> Formula:
     return lambda node, known: magnitude
-
-
-def _around(most: float, usual: float) -> Magnitude:
-    return Magnitude(-most, most, usual) if most == most and usual == usual else UNBOUNDED
-
-
-def _times(a: float, b: float) -> float:
-    """A product in which zero times anything is zero."""
-    return a * b if a and b else 0.0
 
 
 def _moved(node: gs.Node, known: Known) -> Magnitude:
@@ -115,34 +106,30 @@ def _sum(node: gs.Node, known: Known) -> Magnitude:
     found = known(*node.inputs)
     if all(f.value is not None for f in found):
         return _computed(sum, [[f.value for f in found]])
-    usual = math.sqrt(sum(_times(f.usual, f.usual) for f in found))
-    return _checked(sum(f.low for f in found), sum(f.high for f in found), usual)
+    usual = math.sqrt(sum(times(f.usual, f.usual) for f in found))
+    return checked(sum(f.low for f in found), sum(f.high for f in found), usual)
 
 
 def _difference(node: gs.Node, known: Known) -> Magnitude:
     a, b = known(*node.inputs)
     if a.value is not None and b.value is not None:
         return _computed(np.subtract, [a.value, b.value])
-    return _checked(a.low - b.high, a.high - b.low, math.hypot(a.usual, b.usual))
+    return checked(a.low - b.high, a.high - b.low, math.hypot(a.usual, b.usual))
 
 
 def _computed(function: Callable[..., Any], operands: Sequence[Any]) -> Magnitude:
     return small(np.asarray(function(*operands), np.float64))
 
 
-def _checked(low: float, high: float, usual: float) -> Magnitude:
-    return Magnitude(low if low == low else -INF, high if high == high else INF, usual if usual == usual else INF)
-
-
 def _product(node: gs.Node, known: Known) -> Magnitude:
     a, b = known(*node.inputs)
     if a.value is not None and b.value is not None and max(a.value.size, b.value.size) <= FEW:
         return _computed(np.multiply, [a.value, b.value])
-    usual = _times(a.usual, b.usual)
+    usual = times(a.usual, b.usual)
     if node.inputs[0] is node.inputs[1]:
-        most = _times(a.most, a.most)
+        most = times(a.most, a.most)
         return Magnitude(0.0, most, usual)
-    ends = [_times(x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
+    ends = [times(x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
     made = Magnitude(min(ends), max(ends), usual)
     for weights, scale in ((a, b), (b, a)):  # numbers for each output channel, of BatchNormalization
         if weights.squares is not None and scale.value is not None and len(weights.squares) == scale.value.size:
@@ -158,10 +145,10 @@ def _quotient(node: gs.Node, known: Known) -> Magnitude:
         return _computed(np.divide, [a.value, b.value])
     if not (b.low > 0 or b.high < 0):
         return UNBOUNDED
-    ends = [_times(x, 1 / y if y else INF) for x in (a.low, a.high) for y in (b.low, b.high)]
+    ends = [times(x, 1 / y if y else INF) for x in (a.low, a.high) for y in (b.low, b.high)]
     least = min(abs(b.low), abs(b.high))
     usual = a.usual / b.usual if least >= 1 or (b.constant and b.usual) else a.usual
-    return _checked(min(ends), max(ends), usual)
+    return checked(min(ends), max(ends), usual)
 
 
 def _negative(node: gs.Node, known: Known) -> Magnitude:
@@ -201,38 +188,12 @@ def _power(node: gs.Node, known: Known) -> Magnitude:
     if x.low <= 0 or exponent.value is None or exponent.value.size != 1:
         return UNBOUNDED
     ends = [float(np.power(np.float64(v), exponent.value.ravel()[0])) for v in (x.low, x.high)]
-    return _checked(min(ends), max(ends), ORDINARY)
+    return checked(min(ends), max(ends), ORDINARY)
 
 
 def _exponential(node: gs.Node, known: Known) -> Magnitude:
     (x,) = known(node.inputs[0])
     return Magnitude(0.0, float(np.exp(np.float64(x.high))), ORDINARY if x.high <= 1 else INF)
-
-
-def _reduced_sum(node: gs.Node, known: Known) -> Magnitude:
-    """As many values are added as the output has fewer."""
-    (x,) = known(node.inputs[0])
-    made = max(_length(node.outputs[0], 1), 1.0)
-    most, usual = (max(_length(node.inputs[0], length) / made, 1.0) for length in (LONG, USUAL_LENGTH))
-    return _checked(min(_times(x.low, most), x.low), max(_times(x.high, most), x.high), x.usual * math.sqrt(usual))
-
-
-def _reduced_root(node: gs.Node, known: Known) -> Magnitude:
-    return Magnitude(0.0, INF, ORDINARY)
-
-
-def _length(x: Tensor, left_open: int = LONG) -> float:
-    """The number of elements."""
-    if x.shape is None:
-        return float(left_open)
-    return float(math.prod(d if fixed(d) else left_open for d in x.shape))
-
-
-def _scattered(node: gs.Node, known: Known) -> Magnitude:
-    """All the updates may meet in one place; usually few do."""
-    onto, updates = known(node.inputs[0], node.inputs[2])
-    count = _length(node.inputs[2])
-    return _around(onto.most + _times(updates.most, count), math.hypot(onto.usual, 2 * updates.usual))
 
 
 def _filled(node: gs.Node, known: Known) -> Magnitude:
@@ -245,77 +206,12 @@ def _cast(node: gs.Node, known: Known) -> Magnitude:
     return SHARE if node.inputs[0].dtype == np.bool_ else _moved(node, known)
 
 
-def _weighted(x: Magnitude, w: Magnitude, fan: float, outputs: float) -> Magnitude:
-    """Sums of `fan` products each; the weights are shared among so many outputs."""
-    if w.squares is None:
-        return _around(_times(fan, _times(x.most, w.most)), _times(math.sqrt(fan), _times(x.usual, w.usual)))
-    total = float(w.squares.sum())
-    sums = min(fan * w.most, math.sqrt(fan * total))  # Cauchy and Schwarz
-    return _around(_times(x.most, sums), _times(x.usual, math.sqrt(total / max(outputs, 1.0))))
-
-
-def _convolved(node: gs.Node, known: Known) -> Magnitude:
-    """Conv, or ConvTranspose, whose weights have their axes the other way round."""
-    (x,) = known(node.inputs[0])
-    shape = node.inputs[1].shape
-    if not math.isfinite(x.usual) or shape is None or not all(map(fixed, shape)):
-        return UNBOUNDED
-    w, *bias = known(*node.inputs[1:])
-    group = node.attrs.get("group", 1)
-    a, b, *kernel = shape
-    outputs, inputs = (a, b) if node.op == "Conv" else (b * group, a / group)
-    made = _weighted(x, w, inputs * math.prod(kernel), outputs)
-    return _around(made.most + sum(v.most for v in bias), math.hypot(made.usual, *(v.usual for v in bias)))
-
-
-def _multiplied(node: gs.Node, known: Known) -> Magnitude:
-    """MatMul and Gemm."""
-    a, b, *rest = known(*node.inputs)
-    shapes = [t.shape for t in node.inputs[:2]]
-    if any(s is None or len(s) < 2 for s in shapes):
-        return UNBOUNDED
-    across, rows, columns = node.inputs[0].shape[-1], shapes[0][-2], shapes[1][-1]
-    if node.attrs.get("transA"):
-        across, rows = rows, across
-    if node.attrs.get("transB"):
-        columns = shapes[1][-2]
-    fan, rows, columns = (float(n) if fixed(n) else float(LONG) for n in (across, rows, columns))
-    made = _weighted(b, a, fan, rows) if a.constant and not b.constant else _weighted(a, b, fan, columns)
-    scale = abs(node.attrs.get("alpha", 1.0))
-    added = [_times(abs(node.attrs.get("beta", 1.0)), v.most) for v in rest]
-    return _around(_times(made.most, scale) + sum(added), math.hypot(_times(made.usual, scale), *added))
-
-
-def _dequantised(node: gs.Node, known: Known) -> Magnitude:
-    """(q - zero point) · scale, of weights with their sums where the zero point is 0."""
-    q, scale, *zero = known(*(t for t in node.inputs if t.name))
-    offset = zero[0].most if zero else 0.0
-    most = _times(q.most + offset, scale.most)
-    if q.squares is None or scale.value is None:
-        return _around(most, min(ORDINARY, most))
-    squares = q.squares if not offset else np.full(len(q.squares), (q.most + offset) ** 2) * _length(node.inputs[0])
-    per_row = scale.value.size == len(squares) and node.attrs.get("axis", 1) == 0
-    squares = squares * (scale.value.ravel() ** 2 if per_row else np.mean(scale.value**2))
-    return Magnitude(-most, most, math.sqrt(float(squares.sum()) / _length(node.inputs[0])), None, squares)
-
-
 FORMULAS: dict[str, Formula] = {
     **dict.fromkeys(
         (
-            *(
-                "Identity",
-                "Reshape",
-                "Transpose",
-                "Flatten",
-                "Squeeze",
-                "Unsqueeze",
-                "Expand",
-                "Slice",
-                "Gather",
-                "Tile",
-            ),
-            *("Split", "Dropout", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMean", "ReduceMax"),
-            *("ReduceMin", "DepthToSpace", "SpaceToDepth", "GatherElements", "GatherND"),
+            *("DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherElements", "GatherND"),
+            *("GlobalAveragePool", "GlobalMaxPool", "Identity", "MaxPool", "ReduceMax", "ReduceMean", "ReduceMin"),
+            *("Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
         ),
         _moved,
     ),
@@ -348,15 +244,15 @@ FORMULAS: dict[str, Formula] = {
     "Sqrt": _root,
     "Pow": _power,
     "Exp": _exponential,
-    "ReduceSum": _reduced_sum,
-    "ReduceL2": _reduced_root,
-    "ReduceSumSquare": _reduced_root,
-    "ScatterElements": _scattered,
-    "ScatterND": _scattered,
+    "ReduceSum": reduced_sum,
+    "ReduceL2": reduced_root,
+    "ReduceSumSquare": reduced_root,
+    "ScatterElements": scattered,
+    "ScatterND": scattered,
     "ConstantOfShape": _filled,
-    "Conv": _convolved,
-    "ConvTranspose": _convolved,
-    "MatMul": _multiplied,
-    "Gemm": _multiplied,
-    "DequantizeLinear": _dequantised,
+    "Conv": convolved,
+    "ConvTranspose": convolved,
+    "MatMul": multiplied,
+    "Gemm": multiplied,
+    "DequantizeLinear": dequantised,
 }

@@ -83,3 +83,16 @@ def small(values: np.ndarray[Any, Any]) -> Magnitude:
     largest = max(abs(low), abs(high)) or 1.0
     usual = largest * float(np.sqrt(np.mean((values / largest) ** 2))) if math.isfinite(largest) else INF
     return Magnitude(low, high, usual, values, (values.reshape(len(values), -1) ** 2).sum(1) if values.ndim else None)
+
+
+def around(most: float, usual: float) -> Magnitude:
+    return Magnitude(-most, most, usual) if most == most and usual == usual else UNBOUNDED
+
+
+def times(a: float, b: float) -> float:
+    """A product in which zero times anything is zero."""
+    return a * b if a and b else 0.0
+
+
+def checked(low: float, high: float, usual: float) -> Magnitude:
+    return Magnitude(low if low == low else -INF, high if high == high else INF, usual if usual == usual else INF)

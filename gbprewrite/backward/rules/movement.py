@@ -7,7 +7,7 @@ Source: the operator pages of https://onnx.ai/onnx/operators/.
 
 import numpy as np
 
-from gbprewrite.backward.lowering.masks import apply_matrix
+from gbprewrite.backward.lowering.matrices import apply_matrix
 from gbprewrite.backward.rules.table import vjp
 from gbprewrite.model.tensors import constant_of, fixed, rank
 

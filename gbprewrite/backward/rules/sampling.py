@@ -9,7 +9,7 @@ Sources: https://onnx.ai/onnx/operators/onnx__Resize.html; Keys 1981 (cubic conv
 import numpy as np
 from onnx import TensorProto
 
-from gbprewrite.backward.lowering.masks import apply_matrix
+from gbprewrite.backward.lowering.matrices import apply_matrix, times_matrix
 from gbprewrite.backward.rules.elementwise import zero
 from gbprewrite.backward.rules.table import vjp
 from gbprewrite.model.tensors import Refused, constant_of, fixed, rank, same_shape
@@ -222,7 +222,7 @@ def cropped(op, dy, y, x, roi, scales, over, mode):
             stays = x.shape[axis] is not None and x.shape[axis] == y.shape[axis]
             if (factors[i] == 1) if known else (stays and not given):
                 continue
-            made = op.times_matrix(made, op.cast_to(matrix_of(roi, i, op.dim(x, axis), outputs[axis]), x), axis)
+            made = times_matrix(op, made, op.cast_to(matrix_of(roi, i, op.dim(x, axis), outputs[axis]), x), axis)
         return made
 
     dx, droi = op.pull_back(forward(x, roi), dy, [x, roi])
