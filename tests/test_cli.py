@@ -52,7 +52,7 @@ def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 class TestHelp:
     def test_commands(self) -> None:
-        first = ["compare", "convert", "explain", "inspect", "layers"]
+        first = ["compare", "convert", "explain", "help", "inspect", "layers"]
         assert [*first, "ops", "run", "sanity", "top", "verify"] == COMMANDS
 
     @pytest.mark.parametrize("name", COMMANDS)

@@ -6,6 +6,7 @@ import gbprewrite
 from gbprewrite.cli.compare import compare
 from gbprewrite.cli.convert import convert
 from gbprewrite.cli.explain import explain
+from gbprewrite.cli.help import help_
 from gbprewrite.cli.inspect import inspect
 from gbprewrite.cli.layers import layers
 from gbprewrite.cli.ops import ops
@@ -22,5 +23,5 @@ def main() -> None:
     """Put guided backpropagation, deconvnet, gradient, Grad-CAM and other maps into any CNN's .onnx file."""
 
 
-for command in (convert, verify, run, inspect, layers, explain, compare, top, sanity, ops):
+for command in (convert, verify, run, inspect, layers, explain, compare, top, sanity, ops, help_):
     main.add_command(command)

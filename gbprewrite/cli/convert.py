@@ -65,7 +65,7 @@ def default_path(model: Path, methods: tuple[str, ...]) -> Path:
     help="Of heatmaps and overlays. percentile:P: this percentile of |map| is full strength, and what is stronger is "
     "clipped (default: percentile:99); minmax: from the smallest value to the largest.",
 )
-@click.option("--colormap", metavar="NAME", help="Of overlays, one of matplotlib's. Default: inferno.")
+@click.option("--colormap", metavar="NAME", help="Matplotlib colour map for overlays. Default: inferno.")
 @click.option(
     "--embed-preprocessing",
     is_flag=True,

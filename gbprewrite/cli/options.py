@@ -68,7 +68,7 @@ LAYER = (
     click.option(
         "--channel", type=click.IntRange(min=0), metavar="C", help="Explain the strongest unit of this channel."
     ),
-    click.option("--unit", metavar="C,H,W", help="Explain the unit at this position: a number for each axis."),
+    click.option("--unit", metavar="C,H,W", help="Explain the unit at this position (one index per axis)."),
 )
 CLASS_AXIS = click.option(
     "--class-axis",
@@ -124,8 +124,7 @@ CONVERSION = (
     click.option(
         "--optimize-for",
         type=click.Choice(list(RUNTIMES)),
-        help="The spelling of the backward part: cpu, which is also auto, the default: what onnxruntime's CPU runs "
-        "fastest; cuda: what its CUDA has kernels for; portable: the plainest, for other runtimes.",
+        help="Runtime to optimise for: cpu (default, same as auto), cuda, or portable (basic operators only).",
     ),
     click.option(
         "--cam-layer",
@@ -157,8 +156,10 @@ CONVERSION = (
         metavar="N",
         help="Noisy copies that SmoothGrad averages over; their noise is a new input <input>_noise. Default: 16.",
     ),
-    click.option("--prefix", metavar="TEXT", help="Put before every name that the file gains."),
-    click.option("--replace", is_flag=True, help="Of a converted model, convert the source part again."),
+    click.option("--prefix", metavar="TEXT", help="Prefix for all added names."),
+    click.option(
+        "--replace", is_flag=True, help="If MODEL is already converted, discard its maps and convert the source again."
+    ),
 )
 
 
@@ -231,7 +232,7 @@ provider_option = click.option(
     type=click.Choice(["auto", "cuda", "cpu"]),
     default="auto",
     show_default=True,
-    help="Where it runs; auto takes CUDA when a session really runs on it.",
+    help="Execution provider: cuda, cpu, or auto (CUDA if it loads, else CPU).",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
@@ -275,7 +276,7 @@ PREPROCESSING = (
         "--std",
         metavar="NUMBERS",
         callback=_parsed(lambda text: preprocessing.numbers("std", text)),
-        help="One number or one for each channel, as fed. Default: the preset's.",
+        help="One value, or one per channel in the order the network expects. Default: the preset's.",
     ),
     click.option("--bgr/--rgb", default=None, help="Blue or red is the first channel. Default: the preset's."),
     click.option(

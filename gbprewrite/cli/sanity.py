@@ -53,7 +53,7 @@ def _conversion_options(command: Command) -> Command:
     metavar="NAME",
     help="Compare maps only where this layer is reached; repeatable. Default: at every weighted layer.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random weights.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed for the random weights.")
 @click.option("--draws", type=int, default=1, show_default=True, help="How often every network is randomised.")
 @click.option(
     "--classes",
