@@ -1,13 +1,12 @@
 """torchvision's segmentation and video networks, with open height and width: their maps equal PyTorch's in float64."""
 
-from itertools import product
-
 import pytest
 
 from tests.proof import torch_setup  # noqa: F401  (torch and torchvision, or a skip: before the networks)
 
+from tests.proof import choice  # isort: skip
 from tests.proof.files import one_thread  # isort: skip  # noqa: F401
-from tests.proof.networks import EXPORTERS, check  # isort: skip
+from tests.proof.networks import check  # isort: skip
 from tests.proof.dense_zoo import NETWORKS
 
 FAST = (
@@ -21,6 +20,6 @@ def test_a_few_networks(name, exporter):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "exporter"), [*product(NETWORKS, EXPORTERS)])
+@pytest.mark.parametrize(("name", "exporter"), choice.every(NETWORKS, FAST))
 def test_every_network(name, exporter):
     check(NETWORKS[name], exporter)
