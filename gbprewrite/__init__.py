@@ -14,6 +14,8 @@ from gbprewrite.errors import (
 )
 from gbprewrite.inspect import Inspection, inspect
 from gbprewrite.layers import Layer, layers
+from gbprewrite.methods.asked import GradCAM, GuidedGradCAM, IntegratedGradients, RectGrad, SmoothGrad
+from gbprewrite.methods.work import Method
 from gbprewrite.runtime.explainer import Explainer, Explanation
 from gbprewrite.version import __version__
 
@@ -23,12 +25,18 @@ __all__ = [
     "Explainer",
     "Explanation",
     "GbprewriteError",
+    "GradCAM",
+    "GuidedGradCAM",
     "Inspection",
+    "IntegratedGradients",
     "Layer",
+    "Method",
     "ModelError",
     "NotFinite",
     "OutputError",
+    "RectGrad",
     "RuntimeUnavailable",
+    "SmoothGrad",
     "UnsupportedOperators",
     "UsageError",
     "Verification",

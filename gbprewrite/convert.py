@@ -21,9 +21,11 @@ from gbprewrite.graft import pictures as heatmaps
 from gbprewrite.graft import record as report
 from gbprewrite.graft.nodes import check, declare_outputs, graft, keep_only
 from gbprewrite.graft.restore import blaming, load
-from gbprewrite.methods import maps as companions
-from gbprewrite.methods import table
+from gbprewrite.methods.asked import Asked, keywords_of, methods_of, set_up, specs
 from gbprewrite.methods.instances import Appended, Instances
+from gbprewrite.methods.settings import given_inputs, layers_for, reads_layer
+from gbprewrite.methods.table import METHODS, rectifiers
+from gbprewrite.methods.work import Method, Work
 from gbprewrite.model import file as modelfile
 from gbprewrite.model.file import opset_of
 from gbprewrite.model.input_shapes import Shapes, fix
@@ -43,7 +45,7 @@ from gbprewrite.view.forward import view
 
 def convert(
     model: str | os.PathLike[str] | ModelProto,
-    method: str | Sequence[str] = "guided",
+    method: Asked | Sequence[Asked] = "guided",
     target: str | int | Sequence[int] | None = None,
     *,
     score: str | None = None,
@@ -142,13 +144,13 @@ def convert(
             already.
         UnsupportedOperators: operators between score and input that have no rule; all of them are listed.
     """
-    methods = table.methods(method)
+    methods = methods_of(method)
     wanted, explained = aim(target, score, layer, methods)
     if optimize_for not in TARGETS:
         raise UsageError(f"--optimize-for {optimize_for!r}: choose {', '.join(TARGETS)}.")
     inputs, rectify = ((v,) if isinstance(v, str) else tuple(v) for v in (inputs, rectify))
     options: dict[str, Any] = {
-        **{"method": methods, "target": wanted.text, "score": explained, "inputs": inputs},
+        **{"method": specs(methods.values()), "target": wanted.text, "score": explained, "inputs": inputs},
         **{"class_axis": class_axis, "channels": None if channels is None else subset.text_of(channels)},
         **{"opset": opset, "through_softmax": through_softmax, "rectify": rectify},
         **{"optimize_for": optimize_for, "maps_only": maps_only, "prefix": prefix},
@@ -158,6 +160,7 @@ def convert(
         **{"cam_layer": cam_layer, "rectgrad_tau": rectgrad_tau, "rectgrad_quantile": rectgrad_quantile},
         **{"steps": steps, "baseline": baseline, "samples": samples},
     }
+    told |= keywords_of(method)
     shown = {"forms": forms, "heatmap_dtype": heatmap_dtype, "scaling": scaling, "colormap": colormap}
     settings = Settings.read(told, methods, shown, embed_preprocessing, preprocessing)
     with blaming(model):
@@ -168,7 +171,7 @@ def convert(
             facts |= {"source": (report.read_record(load(model, None)) or facts)["source"]}
         fix(source, shapes)
         try:
-            result, record = _converted(source, settings, **options)
+            result, record = _converted(source, settings, **{**options, "method": methods})
         except UnsupportedOperators as error:
             hints = (modelfile.unsettled(source), missing_shapes(source))
             raise UnsupportedOperators(error.obstacles, " ".join(filter(None, hints))) from None
@@ -183,7 +186,7 @@ def convert(
 def _converted(
     source: ModelProto,
     settings: Settings,
-    method: Sequence[str],
+    method: Mapping[str, Method],
     target: str,
     score: str | None,
     inputs: Sequence[str],
@@ -197,15 +200,17 @@ def _converted(
     prefix: str,
 ) -> tuple[ModelProto, dict[str, Any]]:
     """The converted model, still without its record; and the record."""
-    methods, wanted = method, parse_target(target)
-    result = normalise(source, KNOWN, opset)
+    methods, wanted = set_up(method, settings.methods), parse_target(target)
+    tables = [m.rules for m in methods.values()]
+    known = KNOWN.union(*tables)
+    result = normalise(source, known, opset)
     only_inputs = set(inputs) <= {i.name for i in result.graph.input}
-    graph = view(result, KNOWN, rearrange=only_inputs and not companions.reads_layer(methods))
+    graph = view(result, known, rearrange=only_inputs and not reads_layer(methods))
     drawing = settings.pictures
     declare_outputs(result, graph)
     moved = wanted.kind != "seed"  # which is shaped like the score itself
     way = find_way(graph, result, score, inputs, through_softmax)
-    coverage.check(paths.with_branches(way.nodes, way.inputs), opset_of(result))
+    coverage.check(paths.with_branches(way.nodes, way.inputs), opset_of(result), tables)
     chosen = select(graph, result, way, bool(inputs), class_axis, moved)
     head = detections.find(graph, starts.real_inputs(graph, result), chosen, wanted, channels)
     chosen = detections.counted(chosen, head, class_axis)
@@ -213,8 +218,8 @@ def _converted(
     masks = randomness.show_masks(result, graph, chosen.nodes, prefix)
     chosen = chosen._replace(notes=[*chosen.notes, *randomness.notes(chosen.score)])
     everywhere = list(paths.with_branches(chosen.nodes, chosen.inputs))
-    found, marked = table.rectifiers(everywhere, methods, rectify)
-    layers = companions.layers_for(graph, chosen, methods, settings.methods, wanted, channels)
+    found, marked = rectifiers(everywhere, methods, rectify)
+    layers = layers_for(graph, chosen, methods, settings.methods, wanted, channels)
     within = inner.rows(graph, result, chosen)
     inner.refuse(result, within, methods, settings.photo is not None)
     made_of = settings.preprocessing(result, chosen)
@@ -225,7 +230,7 @@ def _converted(
         for x in chosen.inputs
         for form in drawing.forms
     }
-    given = companions.given_inputs(chosen, methods, settings.methods, prefix)
+    given = given_inputs(chosen, methods, settings.methods, prefix)
     image = f"{prefix}{chosen.inputs[0].name}_image"
     gained = [*maps.values(), *(names[role] for role in wanted.roles), *(g.name for g in given)]
     check_names(graph, result, [*gained, *([image] if settings.embed else [])])
@@ -244,10 +249,10 @@ def _converted(
     gained_inputs = {(g.kind, g.input): gs.Variable(g.name, g.dtype, g.shape) for g in given}
     begun = inner.cut(result, [row["name"] for row in within]) if within else result
     instances = cache(partial(_instances, op, begun or result, chosen, optimize_for))
-    work = companions.Work(op, graph, chosen, seeds, marked, settings.methods, layers, gained_inputs, instances)
+    work = Work(op, graph, chosen, seeds, marked, settings.methods, layers, gained_inputs, instances)
     pictures = heatmaps.Pictures(op, chosen, seeds, drawing, made_of)
-    for name in methods:
-        for x, found_map in zip(chosen.inputs, companions.MAPS[name](work, name), strict=True):
+    for name, by in methods.items():
+        for x, found_map in zip(chosen.inputs, by.maps(work, by), strict=True):
             made = seed.stacked(op, *found_map, seeds)
             outputs += [pictures.output(made, x, form, maps[x.name, name, form]) for form in drawing.forms]
     if seeds.indices is not None:
@@ -270,7 +275,13 @@ def _converted(
 def _instances(op: Builder, normal: ModelProto, chosen: Selection, optimize_for: str) -> Instances:
     """The normalised model, converted for itself, to be built once more for another batch."""
     options: dict[str, Any] = {
-        **{"method": ["gradient"], "target": "seed", "score": chosen.score.name, "class_axis": None, "channels": None},
+        **{
+            "method": {"gradient": METHODS["gradient"]},
+            "target": "seed",
+            "score": chosen.score.name,
+            "class_axis": None,
+            "channels": None,
+        },
         **{"inputs": [x.name for x in chosen.inputs], "opset": None, "through_softmax": True, "rectify": ()},
         **{"optimize_for": optimize_for, "maps_only": False, "prefix": f"{op.prefix}instance/"},
     }

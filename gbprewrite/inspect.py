@@ -1,7 +1,7 @@
 """What a model is, and which rule each nonlinearity and pool meets: what inspect finds, and how its rows read."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from gbprewrite.errors import Obstacle
 from gbprewrite.graft import record as report
 from gbprewrite.graft.record import Record, read_record, value_row
 from gbprewrite.graft.restore import blaming, load, restore
-from gbprewrite.methods import table as policies
+from gbprewrite.methods.asked import Asked, methods_of
+from gbprewrite.methods.work import Method
 from gbprewrite.model.file import opset_of
 from gbprewrite.model.input_shapes import Shapes, fix
 from gbprewrite.model.messages import elements
@@ -21,6 +22,8 @@ from gbprewrite.normalise.dialect import normalise
 from gbprewrite.select import rectifiers, starts
 from gbprewrite.view import paths
 from gbprewrite.view.forward import view
+
+LISTED = ("gradient", "guided", "deconvnet", "rectgrad")  # methods that treat rectifiers in different ways
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,25 @@ def describe(model: ModelProto) -> dict[str, Any]:
     }
 
 
-def inspect(model: str | os.PathLike[str] | ModelProto, *, input_shapes: Shapes | None = None) -> Inspection:
+def inspect(
+    model: str | os.PathLike[str] | ModelProto,
+    *,
+    input_shapes: Shapes | None = None,
+    methods: Asked | Sequence[Asked] = LISTED,
+) -> Inspection:
     """What a model is, and which rule each nonlinearity and pool meets under each method.
 
     Of a converted model, the source part is looked at and `record` says what was done to it. `input_shapes` is as for
-    `convert`. Raises ModelError, and UsageError for shapes that contradict the model.
+    `convert`; `methods` are those whose rules are listed, by name or as objects. Raises ModelError, and UsageError for
+    shapes that contradict the model or an unknown method.
     """
     with blaming(model):
         given = load(model, replace=None)
         fix(given, input_shapes or {})
-        return _inspected(given)
+        return _inspected(given, methods_of(methods))
 
 
-def _inspected(given: ModelProto) -> Inspection:
+def _inspected(given: ModelProto, methods: Mapping[str, Method]) -> Inspection:
     facts = describe(given)
     if report.holds_only_maps(facts["record"]):
         told = facts["record"]
@@ -87,7 +96,7 @@ def _inspected(given: ModelProto) -> Inspection:
     found = [n for n in map(rectifiers.nonlinearity, nodes) if n]
     return Inspection(
         **facts,
-        nonlinearities=report.treatments(found, list(policies.COMBINATORS), rectifiers.rectified(found)),
+        nonlinearities=report.treatments(found, methods, rectifiers.rectified(found)),
         pools=report.pools(nodes),
         missing=coverage.missing(nodes, opset_of(normal)),
     )

@@ -1,6 +1,6 @@
 """What a conversion is told beside method and target: companion methods, pictures, photographs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple, Self
 
@@ -8,7 +8,7 @@ from onnx import ModelProto
 
 from gbprewrite.errors import UsageError
 from gbprewrite.graft import pictures as heatmaps
-from gbprewrite.methods import maps as companions
+from gbprewrite.methods import settings
 from gbprewrite.model.tensors import fixed, numpy_dtype
 from gbprewrite.photos import evidence
 from gbprewrite.photos.preprocessing import Options, Preprocessing, plan
@@ -18,7 +18,7 @@ from gbprewrite.select.selection import Selection
 class Settings(NamedTuple):
     """`photo` is what is said about photographs, None where the result does not depend on them."""
 
-    methods: companions.Settings = companions.Settings()
+    methods: settings.Settings = settings.Settings()
     pictures: heatmaps.Settings = heatmaps.Settings()
     embed: bool = False
     photo: Options | None = None
@@ -27,13 +27,13 @@ class Settings(NamedTuple):
     def read(
         cls,
         methods: Mapping[str, Any],
-        asked: Sequence[str],
+        asked: Collection[str],
         pictures: Mapping[str, Any],
         embed: bool,
         photo: Options | Mapping[str, Any] | None,
     ) -> Self:
         """From the arguments of `convert`. Raises UsageError for what does not exist, and for what nothing reads."""
-        made = cls(companions.settings(methods, asked), heatmaps.settings(pictures), embed)
+        made = cls(settings.settings(methods, asked), heatmaps.settings(pictures), embed)
         if isinstance(photo, Mapping):  # of a record: JSON has no tuples
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in photo.items()}
             photo = Options(**fields)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import gbprewrite
-from gbprewrite.methods.table import LIMITS
+from gbprewrite.methods.table import METHODS
 from tests.test_explain import PIXELS, SIZE, network, run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -82,8 +82,8 @@ def test_the_report_tells_everything_about_the_run(folder):
         "x 8x8 NCHW RGB, pixel * 1/255 (values 0 to 1)",
         "published: as the method's paper prints it; full colour is percentile 99 of |map|",
         "ran on cpu",
-        LIMITS["guided"],
-        LIMITS["gradient"],
+        METHODS["guided"].limit,
+        METHODS["gradient"].limit,
         "<b>photo & co.png",
         "<script>alert(1)</script> (class 0), probability 0.432",
         "blue (class 2), probability 0.337",

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gbprewrite.errors import DataError, OutputError, UsageError
-from gbprewrite.methods.table import LIMITS, METHODS
+from gbprewrite.methods.table import METHODS
 from gbprewrite.pictures import layout
 from gbprewrite.pictures import panels as pictures
 from gbprewrite.pictures.layout import Measures, Row, compose, png, write
@@ -26,7 +26,7 @@ NUMBERS = {"signed": [-0.1, 0, 0], "absolute": [0.4, 0, 0.2], "positive": [0.2, 
 def test_the_papers_methods_have_a_rendering_and_a_limit(method):
     assert method in METHODS
     assert pictures.RENDERINGS[method].title
-    assert "20" in LIMITS[method]  # the year of the paper
+    assert "20" in METHODS[method].limit  # the year of the paper
 
 
 def test_around_grey_keeps_zero_grey_and_the_sign():

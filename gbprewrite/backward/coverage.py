@@ -1,12 +1,12 @@
 """Which operators have a rule, which have none, and why."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
 
-from gbprewrite.backward.rules.table import VJP
+from gbprewrite.backward.rules.table import VJP, Rule, operator_of
 from gbprewrite.errors import Obstacle, UnsupportedOperators
 from gbprewrite.model.qlinear import QLINEAR
 from gbprewrite.normalise.fused import FUSED
@@ -16,22 +16,24 @@ from gbprewrite.view.paths import INTEGER_SUMS, computes_with_levels
 KNOWN = frozenset(VJP) | NO_GRADIENT  # operators that keep their nodes; of others the standard's body is looked at
 
 
-def check(nodes: Iterable[gs.Node], opset: int) -> None:
-    """Raise UnsupportedOperators that lists every node without a rule."""
-    obstacles = missing(nodes, opset)
+def check(nodes: Iterable[gs.Node], opset: int, tables: Iterable[Mapping[str, Rule]] = (VJP,)) -> None:
+    """Raise UnsupportedOperators that lists every node for which one of the tables has no rule."""
+    nodes = list(nodes)
+    obstacles = [o for table in tables for o in missing(nodes, opset, table)]
     if obstacles:
-        raise UnsupportedOperators(obstacles)
+        raise UnsupportedOperators(list(dict.fromkeys(obstacles)))
 
 
-def missing(nodes: Iterable[gs.Node], opset: int) -> list[Obstacle]:
-    """Every node without a rule."""
+def missing(nodes: Iterable[gs.Node], opset: int, table: Mapping[str, Rule] = VJP) -> list[Obstacle]:
+    """Every node without a rule in a table."""
     return [
-        Obstacle(n.name, f"{n.domain}::{n.op}" if n.domain else n.op, why(n, opset))
+        Obstacle(n.name, operator_of(n), why(n, opset) if table is VJP or operator_of(n) not in VJP else WITHOUT)
         for n in nodes
-        if n.op not in VJP or n.domain not in (None, "", "ai.onnx") or computes_with_levels(n)
+        if operator_of(n) not in table or computes_with_levels(n)
     ]
 
 
+WITHOUT = "the method's own table has no rule for it"
 REFUSED = {
     **dict.fromkeys(("Loop", "Scan"), "a loop; export the model unrolled"),
     "LinearAttention": "its body is a loop",

@@ -1,7 +1,6 @@
 """The reverse walk: from the cotangent of the score to the cotangents of the inputs."""
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +127,7 @@ def _apply(op: Builder, node: gs.Node, xs: Sequence[Tensor], rule: Rule, dys: li
         like = next(dy for dy in dys if dy is not None)
         inputs, outputs = ([_as_number(op, node.op, t, like) for t in ts] for ts in (inputs, outputs))
     attributes = attributes_of(node, op.opset)
-    names = _keywords(VJP[node.op].formula)
+    names = rule.attributes
     if names is not None:
         attributes = {k: v for k, v in attributes.items() if k in names}
     if rule.all_outputs:
@@ -147,18 +146,10 @@ def _as_number(op: Builder, operator: str, tensor: Tensor | None, like: Tensor) 
     return op.shaped_like(op.cast_to(tensor, like), tensor)
 
 
-@functools.cache
-def _keywords(formula: Callable[..., Any]) -> frozenset[str] | None:
-    """The attributes that a formula takes; None when it takes any."""
-    taken = inspect.signature(formula).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in taken):
-        return None
-    return frozenset(p.name for p in taken if p.kind is p.KEYWORD_ONLY)
-
-
 def attributes_of(node: gs.Node, opset: int) -> dict[str, Any]:
     """The node's attributes with the standard's defaults filled in; None where there is none."""
-    return {**_defaults(node.op, opset), **node.attrs}
+    standard = node.domain in (None, "", "ai.onnx")
+    return {**(_defaults(node.op, opset) if standard else {}), **node.attrs}
 
 
 @functools.cache

@@ -27,6 +27,7 @@ from gbprewrite.graft import nodes as graft
 from gbprewrite.graft import photographs as embedded
 from gbprewrite.graft import record as report
 from gbprewrite.graft.restore import blaming, load
+from gbprewrite.methods.asked import methods_of
 from gbprewrite.model import file as modelfile
 from gbprewrite.model.messages import copied
 from gbprewrite.photos import images
@@ -212,6 +213,10 @@ def _inner_maps(trial: Trial) -> Iterator[Check]:
     names = [row["name"] for row in trial.record["inner_inputs"]]
     maps = [m["output"] for m in trial.record["maps"]]
     source = inner.cut(trial.source, names)
+    absent = _absent(trial.record)
+    if absent:
+        yield from (_skipped(f"{name} and its derivatives", absent) for name in maps)
+        return
     if source is None:
         why = f"{', '.join(names)}: no tensor of the source, so that no model can take it as an input"
         yield from (_skipped(f"{name} and its derivatives", why) for name in maps)
@@ -295,11 +300,26 @@ def _source(trial: Trial, source: ModelProto | None) -> tuple[ModelProto, str]:
     return source, "against the source given, which is not the file that was converted (its sha256 differs)"
 
 
+def _absent(record: report.Record) -> str | None:
+    """Why the file can't be converted again: a method of its user's own that this process does not have."""
+    for name, row in record["own_methods"].items():
+        if row["at"] is None:
+            return f"the method {name} was made in a script, from which no other process can import it"
+        try:
+            methods_of(row["at"])
+        except UsageError as error:
+            return f"the method {name} is not here: {first_line(error)}"
+    return None
+
+
 def _backward(trial: Trial, source: ModelProto | None) -> Check:
     """What the conversion added, against what it adds to the source now."""
     name, version = "backward part, as this version writes it", trial.record["version"]
     if version != __version__:
         return _skipped(name, f"the file was written by gbprewrite {version}, and this is {__version__}")
+    absent = _absent(trial.record)
+    if absent:
+        return _skipped(name, absent)
     note = "converted again from the " + ("source part of the file" if source is None else "source given")
     try:
         again = convert(trial.source if source is None else source, **trial.record["options"])

@@ -90,6 +90,7 @@ def conversion_facts(source: Path, path: Path, model: ModelProto) -> Row:
         "new_outputs": [row for row in outputs if row["name"] in gained],
         "bytes": {"before": _bytes(modelfile.files_of(source)), "after": _bytes(modelfile.places(path, model))},
         "flaw": record["flaw"],
+        "limits": [f"{name} {limit}" for name, limit in report.limits(record).items()],
         "head": record["head"],
         "preprocessing": record["preprocessing"],
         **{key: record[key] for key in ("cam_layer", "cam_layers")},
@@ -123,7 +124,7 @@ def print_conversion(facts: Row) -> None:
     nodes, opset, size = facts["nodes"], facts["opset"], facts["bytes"]
     change = f"{100 * (size['after'] / size['before'] - 1):+.1f} %"
     raised = f", opset {opset['before']} to {opset['after']}" if opset["before"] != opset["after"] else ""
-    plain = all(policies.METHODS[method].combinator == "gradient" for method in facts["methods"])
+    plain = not any(m not in policies.METHODS or policies.METHODS[m].rectifies for m in facts["methods"])
     rectified = "keep their derivative" if plain else "rewritten"
     print_pairs(
         {
@@ -141,7 +142,7 @@ def print_conversion(facts: Row) -> None:
             "note ": facts["notes"],
             "flaw": _flaw_in_words(facts["flaw"]),
             "not loaded": facts["load_note"] or [],
-            "limits": policies.limits(facts["methods"]),
+            "limits": facts["limits"],
             "next": facts["next"],
         }
     )

@@ -23,6 +23,7 @@ from gbprewrite.cli.options import (
 )
 from gbprewrite.graft import pictures as heatmaps
 from gbprewrite.graft.restore import load
+from gbprewrite.methods.asked import methods_of
 from gbprewrite.methods.table import METHODS
 from gbprewrite.model import file as modelfile
 from gbprewrite.model.loading import check_loads
@@ -35,7 +36,7 @@ def default_path(model: Path, methods: tuple[str, ...]) -> Path:
     head, _, tail = stem.rpartition(".")
     if head and set(tail.split("+")) <= METHODS.keys():
         stem = head
-    return model.with_name(f"{stem}.{'+'.join(dict.fromkeys(methods or ('guided',)))}.onnx")
+    return model.with_name(f"{stem}.{'+'.join(methods_of(methods or ('guided',)))}.onnx")
 
 
 @click.command()

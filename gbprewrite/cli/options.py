@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -12,7 +14,8 @@ import click
 from gbprewrite.backward.lowering.targets import TARGETS as RUNTIMES
 from gbprewrite.cli import printing
 from gbprewrite.errors import UsageError
-from gbprewrite.methods.maps import BASELINES
+from gbprewrite.methods.asked import PLACE
+from gbprewrite.methods.settings import BASELINES
 from gbprewrite.methods.table import METHODS
 from gbprewrite.model import input_shapes
 from gbprewrite.photos import preprocessing
@@ -50,12 +53,27 @@ TARGETS = (
 AT_RUN_TIME = (
     " Or what is given at run time: input (an int64 input `target`), or seed (an input shaped like the score)."
 )
+
+
 # Parameter names are those of gbprewrite.convert, so that a command hands them on as they are.
+class MethodType(click.Choice[str]):
+    """A method by its name, or one of the user's own by its place, module:NAME."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name or place; modules in the working folder are found too, as by `python -m`."""
+        if not isinstance(value, str) or not re.fullmatch(PLACE, value):
+            return super().convert(value, param, ctx)
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        return value
+
+
 METHOD = click.option(
     "--method",
     multiple=True,
-    type=click.Choice(list(METHODS)),
-    help="The kind of map; repeat it for several maps from one shared forward pass. Default: guided. smoothgrad and "
+    type=MethodType(list(METHODS)),
+    help="The kind of map; repeat it for several maps from one shared forward pass. Default: guided. One of your own: "
+    "MODULE:NAME (see gbprewrite.extend). smoothgrad and "
     "integrated_gradients run the network on further points, --samples and --steps of them.",
 )
 LAYER = (

@@ -12,6 +12,7 @@ from gbprewrite.cli.options import (
     FILE,
     NEW_FILE,
     Command,
+    MethodType,
     force_option,
     given,
     json_option,
@@ -44,7 +45,7 @@ def _conversion_options(command: Command) -> Command:
     "--method",
     multiple=True,
     default=COMPARED,
-    type=click.Choice(list(METHODS)),
+    type=MethodType(list(METHODS)),
     help=f"A kind of map to test; repeatable. Default: {', '.join(COMPARED)}.",
 )
 @click.option(

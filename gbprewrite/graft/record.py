@@ -1,18 +1,19 @@
 """What was rewritten, what was left, and why: the record in the file, and the inspection of any model."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, helper
 
-from gbprewrite.backward.rules.pooling import SWITCHLESS
 from gbprewrite.backward.rules.table import VJP
 from gbprewrite.errors import ModelError, UsageError
 from gbprewrite.graft import recorded
-from gbprewrite.methods import table as policies
+from gbprewrite.methods.asked import own, place_of
+from gbprewrite.methods.table import METHODS
+from gbprewrite.methods.work import Method
 from gbprewrite.model.file import opset_of, sha256
 from gbprewrite.plaintext import cut
 from gbprewrite.select import rectifiers
@@ -44,6 +45,7 @@ SHAPE: dict[str, Any] = {
     "notes": [str],
     **dict.fromkeys(("nodes", "opset"), int),
     "methods": [str],
+    "own_methods": dict,
     "stepped_over": [str],
     "masks": [str],
     "inner_inputs": [{"name": str, "inputs": [str], "channel_axis": int | None}],
@@ -65,7 +67,7 @@ SHAPE: dict[str, Any] = {
 # What records of 0.1.0 lack, and what holds for their files.
 SINCE_0_1: dict[str, Any] = {
     **{"batch_axis": 0, "class_axis_reason": "not said by gbprewrite 0.1", "said_above": None, "unbatched": False},
-    **{"notes": [], "masks": [], "inner_inputs": [], "moved": [], "head": None},
+    **{"notes": [], "masks": [], "inner_inputs": [], "moved": [], "head": None, "own_methods": {}},
 }
 
 
@@ -97,7 +99,7 @@ def _completed(record: Any) -> Any:
         inputs = dict.fromkeys(row["input"] for row in record["maps"]) if record["cam_layer"] else {}
         rows = [{"input": x, "layer": record["cam_layer"], "beside": []} for x in inputs]
         return {**SINCE_0_1, **record, "cam_layers": rows, "options": {"channels": None, **record["options"]}}
-    return record
+    return {"own_methods": {}, **record}
 
 
 def _contradiction(record: Any, model: ModelProto) -> str | None:
@@ -132,7 +134,8 @@ def write_record(model: ModelProto, record: Record) -> None:
     """Put a record into the file's metadata, in place of one that is there."""
     there = [e for e in model.metadata_props if e.key == KEY]
     entry = there[0] if there else model.metadata_props.add()
-    entry.key, entry.value = KEY, json.dumps(record, sort_keys=True, ensure_ascii=False)
+    held = {key: value for key, value in record.items() if key != "own_methods" or value}  # most files have none
+    entry.key, entry.value = KEY, json.dumps(held, sort_keys=True, ensure_ascii=False)
 
 
 def source_facts(model: ModelProto) -> dict[str, Any]:
@@ -147,7 +150,7 @@ def record(
     model: ModelProto,
     added: tuple[int, int],
     chosen: Selection,
-    methods: Sequence[str],
+    methods: Mapping[str, Method],
     target: Target,
     names: Mapping[str, str],
     maps: Mapping[tuple[str, str, str], str],
@@ -155,9 +158,11 @@ def record(
     marked: set[int],
 ) -> dict[str, Any]:
     """What was done to a model: `added` nodes and initializers stand at the end of their lists."""
+    added_methods = own(methods.values())
     return {
         "version": __version__,
         "methods": list(methods),
+        **({"own_methods": {m.name: _own_row(m) for m in added_methods}} if added_methods else {}),
         "target": target.text,
         "output": chosen.output.name,
         "score": chosen.score.name,
@@ -173,11 +178,16 @@ def record(
         **{f"{role}_name": names[role] if role in target.roles else None for role in names},
         "rectifiers": treatments([n for n in found if id(n.node) in marked], methods, marked),
         "activations": treatments([n for n in found if id(n.node) not in marked], methods, marked),
-        "pools": pools(with_branches(chosen.nodes, chosen.inputs), methods),
+        "pools": pools(with_branches(chosen.nodes, chosen.inputs), methods.values()),
         "nodes": len(model.graph.node),
         "added": {"nodes": added[0], "initializers": added[1]},
         "opset": opset_of(model),
     }
+
+
+def _own_row(method: Method) -> dict[str, str | None]:
+    """Of a method of the user's own: where another process finds it, and what reports say of it."""
+    return {"at": place_of(method), "title": method.title, "limit": method.limit}
 
 
 def cam_layers(chosen: Selection, layers: Sequence[FeatureLayer]) -> dict[str, Any]:
@@ -188,6 +198,15 @@ def cam_layers(chosen: Selection, layers: Sequence[FeatureLayer]) -> dict[str, A
         for x, layer in zip(chosen.inputs if layers else [], layers, strict=True)
     ]
     return {"cam_layer": names.pop() if len(names) == 1 else None, "cam_layers": rows}
+
+
+def limits(record: Record) -> dict[str, str]:
+    """Method → what its maps can't show, for each method that says so."""
+    said = {
+        name: METHODS[name].limit if name in METHODS else record["own_methods"][name]["limit"]
+        for name in record["methods"]
+    }
+    return {name: limit for name, limit in said.items() if limit}
 
 
 def cam_text(record: Record) -> list[str]:
@@ -225,7 +244,7 @@ def holds_only_maps(record: Record | None) -> bool:
 
 
 def treatments(
-    found: Sequence[rectifiers.Nonlinearity], methods: Sequence[str], marked: set[int]
+    found: Sequence[rectifiers.Nonlinearity], methods: Mapping[str, Method], marked: set[int]
 ) -> list[dict[str, Any]]:
     """A row for each nonlinearity: node, operator, kind, role, and its rule under each method."""
     return [
@@ -234,18 +253,18 @@ def treatments(
             "operator": n.node.op,
             "kind": n.kind,
             "role": n.role,
-            "rules": {m: policies.description(n.node, m, marked) for m in methods},
+            "rules": {name: method.formula(n.node, marked) for name, method in methods.items()},
         }
         for n in found
     ]
 
 
-def pools(nodes: Iterable[gs.Node], methods: Iterable[str] = ()) -> list[dict[str, Any]]:
+def pools(nodes: Iterable[gs.Node], methods: Collection[Method] = ()) -> list[dict[str, Any]]:
     """A row for each pool, with the rule that it meets under these methods."""
-    switches = {policies.METHODS[m].switches for m in methods} or {True}
+    tables = [VJP, *(m.rules for m in methods if m.rules is not VJP)]
+    tables = tables if any(m.rules is VJP for m in methods) or not tables[1:] else tables[1:]
 
     def rule(operator: str) -> str:
-        tables = [VJP if used else {**VJP, **SWITCHLESS} for used in sorted(switches, reverse=True)]
         return "; or ".join(dict.fromkeys(table[operator].text if operator in table else "no rule" for table in tables))
 
     return [{"node": n.name, "operator": n.op, "rule": rule(n.op)} for n in nodes if n.op in operators.POOLS]

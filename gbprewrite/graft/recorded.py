@@ -75,7 +75,7 @@ def _outputs(record: Record) -> set[str]:
 
 def _methods(record: Record) -> Iterator[str]:
     methods, maps = record["methods"], record["maps"]
-    if not methods or set(methods) - METHODS.keys() or len(set(methods)) < len(methods):
+    if not methods or set(methods) - METHODS.keys() - record["own_methods"].keys() or len(set(methods)) < len(methods):
         yield f"its methods are none, or none of this version, or one twice: {', '.join(methods)}"
     if {m["method"] for m in maps} != set(methods) or any(m["form"] not in FORMS for m in maps):
         yield "its maps are not those of its methods"

@@ -21,8 +21,7 @@ from gbprewrite.backward.regions import said_by
 from gbprewrite.errors import DataError, NotFinite, UsageError
 from gbprewrite.graft import photographs as embedded
 from gbprewrite.graft import record as report
-from gbprewrite.methods import table as policies
-from gbprewrite.methods.maps import reads_layer
+from gbprewrite.methods.settings import reads_layer
 from gbprewrite.model import file as modelfile
 from gbprewrite.photos import evidence, images
 from gbprewrite.photos.labels import Labels, check_number
@@ -370,7 +369,7 @@ def setting(explainer: PhotoExplainer) -> dict[str, Any]:
         **{key: record[key] for key in ("target", "class_axis", "class_axis_reason")},
         "maps_of": [row["name"] for row in record["inner_inputs"]],
         "cam_layer": report.cam_text(record) if reads_layer(explainer.methods) else [],
-        "limits": {m: policies.LIMITS[m] for m in explainer.methods if m in policies.LIMITS},
+        "limits": report.limits(record),
         "preprocessing": {**asdict(made), "dtype": str(made.dtype), "text": made.text()},
     }
 

@@ -1,6 +1,6 @@
 """Maps of inner tensors: what the record says of them, and what can't be had there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -36,7 +36,7 @@ def layout(record: Mapping[str, Any]) -> str:
     return "" if not named else "nhwc" if named[0] == LAST else "nchw"
 
 
-def refuse(model: ModelProto, found: Sequence[Mapping[str, Any]], methods: Sequence[str], photographs: bool) -> None:
+def refuse(model: ModelProto, found: Sequence[Mapping[str, Any]], methods: Iterable[str], photographs: bool) -> None:
     """Raise UsageError where what was asked for begins at an input of the model, and the maps are of inner tensors.
 
     SmoothGrad's noise is made for an input's range, and integrated gradients need a model that begins at the tensor.

@@ -1,7 +1,7 @@
 """What the user asks to be explained, read from what is written."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +71,7 @@ def parse_target(target: str | int | Sequence[int]) -> Target:
 
 
 def aim(
-    target: str | int | Sequence[int] | None, score: str | None, layer: str | None, methods: Sequence[str]
+    target: str | int | Sequence[int] | None, score: str | None, layer: str | None, methods: Iterable[str]
 ) -> tuple[Target, str | None]:
     """What is explained, and the name of the tensor that has it: `layer` names one whose strongest unit is meant unless
     a target says otherwise. Raises UsageError where two are named, or `layer` may be meant as Grad-CAM's."""

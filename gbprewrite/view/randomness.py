@@ -7,7 +7,7 @@ network again at other points are refused, since each run would be another netwo
 Sources: https://onnx.ai/onnx/operators/onnx__Dropout.html, onnx__Bernoulli.html.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -59,7 +59,7 @@ def drawing(score: Tensor) -> list[gs.Node]:
     return [found[name] for name in sorted(found)]
 
 
-def refuse_other_points(score: Tensor, methods: Sequence[str]) -> None:
+def refuse_other_points(score: Tensor, methods: Iterable[str]) -> None:
     """Raise ModelError where a method would run a network again that draws random numbers."""
     again = [m for m in methods if m in RUN_AGAIN]
     found = drawing(score) if again else []

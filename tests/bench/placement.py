@@ -19,6 +19,7 @@ import onnx
 import pytest
 
 import gbprewrite
+from gbprewrite.backward.rules.table import VJP
 from gbprewrite.errors import GbprewriteError
 from gbprewrite.methods.table import METHODS
 from tests.bench.networks import ROOT, Unavailable
@@ -28,7 +29,7 @@ SHARED = ROOT.parent / "shared/models"
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 BASE = ("gradient", "guided", "deconvnet")
 # The methods of one file each; without switches, where there are max pools, walks differ in an AveragePool's adjoint.
-FILES = {"base": BASE, "companions": tuple(n for n, m in METHODS.items() if n not in BASE and m.switches)}
+FILES = {"base": BASE, "companions": tuple(n for n, m in METHODS.items() if n not in BASE and m.rules is VJP)}
 COPIES = {"base": 1, "companions": 5}  # of the network in a file: one more for each point where its batch is fixed
 SHORT = {"samples": 2, "steps": 2}  # of smoothgrad and integrated gradients: more are a larger batch, not more nodes
 ALL = {"rectify": ("all",)}
