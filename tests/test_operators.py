@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import gbprewrite
 from gbprewrite.checks.reference import evaluate, evaluator
 from tests.cases import CASES, Array, Case, Constant
+from tests.small import model, normal
 
 STEP = 1e-5  # a central difference in float64 then errs by about 1e-10
 KINDS = {
@@ -131,3 +132,18 @@ def test_rule(case: Case, symbolic: bool) -> None:
     found = run(model, {**feeds, "seed": seed.astype(np.float32)})
     for name, cotangent in expected.items():
         assert relative_l2(found[f"{name}_gradient"], cotangent) < 2e-5, name
+
+
+def test_a_stft_that_is_onesided_by_default() -> None:
+    """ONNX's inference (1.23) takes it for a whole one, unless the attribute is written: 16 frequencies and not 9."""
+    text = "g (float[1, 32, 1] x) => (float[1, 3, 9, 2] y) { y = STFT (x, step, , size) }"
+    source = model(text, 17, step=np.array(8), size=np.array(16))
+    x, dy = normal(1, 32, 1), normal(1, 3, 9, 2, seed=1)
+    found = evaluate(
+        gbprewrite.convert(source, "gradient", "seed"), {"x": x, "seed": dy}
+    )  # onnxruntime infers likewise
+    angles = 2 * np.pi * np.outer(np.arange(9), np.arange(16)) / 16
+    expected = np.zeros(32)
+    for frame, (real, imaginary) in enumerate(zip(dy[0, ..., 0], dy[0, ..., 1], strict=True)):
+        expected[8 * frame : 8 * frame + 16] += real @ np.cos(angles) - imaginary @ np.sin(angles)
+    np.testing.assert_allclose(found["x_gradient"].ravel(), expected, rtol=1e-4, atol=1e-4)

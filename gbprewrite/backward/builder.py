@@ -235,10 +235,14 @@ class Builder(Emitter):
         return v if v.shape is not None else self.declare(v, [None] * size)
 
     def shaped_like(self, v: Tensor, x: Tensor) -> Tensor:
-        """What inference can't know and the verb does: v has the shape of x. The file says so too: see graft."""
+        """What inference can't know and the verb does: v has the shape of x. The file says so too: see graft.
+
+        ONNX's inference is overruled where it finds another one: it takes a onesided STFT for a whole one (onnx 1.23).
+        """
         if x.shape is not None and isinstance(v, gs.Variable):
             if v.shape != x.shape:
                 self.declared.append(v)
+            v.shape = None
             self.declare(v, x.shape)
         return v
 
