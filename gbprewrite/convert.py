@@ -1,4 +1,4 @@
-"""load → normalise → view → select → differentiate → graft: read this file first."""
+"""model → normalise → view → select → backward → methods → graft: read this file first."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,6 @@ from onnx import ModelProto
 from gbprewrite.backward import cotangents as seed
 from gbprewrite.backward import coverage
 from gbprewrite.backward.builder import Builder
-from gbprewrite.backward.coverage import KNOWN
 from gbprewrite.backward.lowering.targets import TARGETS
 from gbprewrite.backward.magnitudes.graph import DEEP
 from gbprewrite.backward.walk import WALK
@@ -23,7 +22,7 @@ from gbprewrite.graft.nodes import check, declare_outputs, graft, keep_only
 from gbprewrite.graft.restore import blaming, load
 from gbprewrite.methods.asked import Asked, keywords_of, methods_of, set_up, specs
 from gbprewrite.methods.instances import Appended, Instances
-from gbprewrite.methods.settings import given_inputs, layers_for, reads_layer
+from gbprewrite.methods.settings import given_inputs, layers_for, merged, reads_layer
 from gbprewrite.methods.table import METHODS, rectifiers
 from gbprewrite.methods.work import Method, Work
 from gbprewrite.model import file as modelfile
@@ -160,7 +159,7 @@ def convert(
         **{"cam_layer": cam_layer, "rectgrad_tau": rectgrad_tau, "rectgrad_quantile": rectgrad_quantile},
         **{"steps": steps, "baseline": baseline, "samples": samples},
     }
-    told |= keywords_of(method)
+    told = merged(told, keywords_of(method))
     shown = {"forms": forms, "heatmap_dtype": heatmap_dtype, "scaling": scaling, "colormap": colormap}
     settings = Settings.read(told, methods, shown, embed_preprocessing, preprocessing)
     with blaming(model):
@@ -202,7 +201,7 @@ def _converted(
     """The converted model, still without its record; and the record."""
     methods, wanted = set_up(method, settings.methods), parse_target(target)
     tables = [m.rules for m in methods.values()]
-    known = KNOWN.union(*tables)
+    known = coverage.known(tables)
     result = normalise(source, known, opset)
     only_inputs = set(inputs) <= {i.name for i in result.graph.input}
     graph = view(result, known, rearrange=only_inputs and not reads_layer(methods))
@@ -275,13 +274,8 @@ def _converted(
 def _instances(op: Builder, normal: ModelProto, chosen: Selection, optimize_for: str) -> Instances:
     """The normalised model, converted for itself, to be built once more for another batch."""
     options: dict[str, Any] = {
-        **{
-            "method": {"gradient": METHODS["gradient"]},
-            "target": "seed",
-            "score": chosen.score.name,
-            "class_axis": None,
-            "channels": None,
-        },
+        **{"method": {"gradient": METHODS["gradient"]}, "target": "seed", "score": chosen.score.name},
+        **{"class_axis": None, "channels": None},
         **{"inputs": [x.name for x in chosen.inputs], "opset": None, "through_softmax": True, "rectify": ()},
         **{"optimize_for": optimize_for, "maps_only": False, "prefix": f"{op.prefix}instance/"},
     }

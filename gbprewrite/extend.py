@@ -1,14 +1,13 @@
 """What a method of one's own is made of: a row, rules, combinators, and the builder that rules write with.
 
-from gbprewrite.extend import Method
+    from gbprewrite.extend import Method
 
-def clipped(rule):
-    '''dx = min(dy, 1) · f'(x)'''
-    return lambda op, dy, *args, **attributes: rule(op, op.Min(dy, 1), *args, **attributes)
+    def clipped(rule):
+        return lambda op, dy, *args, **attributes: rule(op, op.Min(dy, 1), *args, **attributes)
 
-CLIPPED = Method("clipped", clipped, signal="min(dy, 1)", limit="is a gradient that no unit passes on above 1")
+    CLIPPED = Method("clipped", clipped, signal="min(dy, 1)", limit="is a gradient that no unit passes on above 1")
 
-gbprewrite.convert("net.onnx", [CLIPPED, "guided"])  # and --method mypackage.maps:CLIPPED
+`gbprewrite.convert("net.onnx", [CLIPPED, "guided"])` takes it, and so does `--method mypackage.maps:CLIPPED`.
 """
 
 from gbprewrite.backward.builder import Builder

@@ -8,7 +8,7 @@ from typing import Any
 from onnx import ModelProto
 
 from gbprewrite.backward import coverage
-from gbprewrite.backward.coverage import KNOWN
+from gbprewrite.backward.rules.table import VJP
 from gbprewrite.errors import Obstacle
 from gbprewrite.graft import record as report
 from gbprewrite.graft.record import Record, read_record, value_row
@@ -23,6 +23,7 @@ from gbprewrite.select import rectifiers, starts
 from gbprewrite.view import paths
 from gbprewrite.view.forward import view
 
+Row = dict[str, Any]
 LISTED = ("gradient", "guided", "deconvnet", "rectgrad")  # methods that treat rectifiers in different ways
 
 
@@ -88,8 +89,9 @@ def _inspected(given: ModelProto, methods: Mapping[str, Method]) -> Inspection:
         return Inspection(**facts, nonlinearities=treated, pools=told["pools"], missing=[])
     source = restore(given)
     facts["parameters"] = parameters(source)  # the conversion's own constants are none of the model's
-    normal = normalise(source, KNOWN)
-    graph = view(normal, KNOWN)
+    tables = [VJP, *(m.rules for m in methods.values())]
+    normal = normalise(source, coverage.known(tables))
+    graph = view(normal, coverage.known(tables))
     inputs = starts.input_tensors(graph, normal, optional=True)
     on_the_way = paths.path(graph, inputs, *graph.outputs)
     nodes = list(paths.with_branches(on_the_way, inputs))
@@ -107,9 +109,6 @@ def parameters(model: ModelProto) -> int:
     constants = (a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.HasField("t"))
     sparse = model.graph.sparse_initializer
     return sum(elements(t.dims) for t in [*model.graph.initializer, *constants, *sparse])
-
-
-Row = dict[str, Any]
 
 
 def value_in_words(row: Row) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from gbprewrite.backward.coverage import KNOWN
+from gbprewrite.backward.coverage import known
 from gbprewrite.graft.restore import blaming, load, restore
 from gbprewrite.model.input_shapes import Shapes, fix
 from gbprewrite.model.symbols import UNKNOWN
@@ -62,8 +62,8 @@ def layers(
     with blaming(model):
         source = restore(load(model, replace=None))
         fix(source, input_shapes or {})
-        normal = normalise(source, KNOWN)
-        graph = view(normal, KNOWN, rearrange=False)
+        normal = normalise(source, known())
+        graph = view(normal, known(), rearrange=False)
         inputs = starts.input_tensors(graph, normal, optional=True)
         inputs = inputs or [t for x in starts.real_inputs(graph, normal) for t in starts.behind(x, by_index=True)]
         inputs = inputs or starts.input_tensors(graph, normal)  # says what is wrong

@@ -1,4 +1,4 @@
-"""What a conversion is told beside method and target: companion methods, pictures, photographs."""
+"""What a conversion is told beside method and target: parameters of methods, pictures, photographs."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite.backward.coverage import KNOWN
+from gbprewrite.backward.coverage import known
 from gbprewrite.errors import UsageError
 from gbprewrite.graft import record as report
 from gbprewrite.normalise.dialect import normalise
@@ -30,8 +30,8 @@ HEADS = {
 
 
 def found(source: onnx.ModelProto) -> heads.Head | None:
-    made = normalise(source, KNOWN)
-    graph = view(made, KNOWN)
+    made = normalise(source, known())
+    graph = view(made, known())
     score = graph.outputs[0]
     return heads.recognise(score, heads.dependent(graph, starts.real_inputs(graph, made), score))
 

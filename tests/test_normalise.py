@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 import gbprewrite
-from gbprewrite.backward.coverage import KNOWN
+from gbprewrite.backward.coverage import known
 from gbprewrite.graft import record as report
 from gbprewrite.model.file import opset_of
 from gbprewrite.model.inference import infer
@@ -89,7 +89,7 @@ def test_upgraded_model_computes_the_same(key: tuple[str, int]) -> None:
     source = model(f"g ({X}) => ({output}) {{ {body} }}", key[1], **weights)
     x = normal(2, 3, 4, 4, seed=5)
     before = run(source, False, x=x)["y"] if key not in OPSET_6 else OPSET_6[key](x, **weights)
-    upgraded = normalise(source, KNOWN)
+    upgraded = normalise(source, known())
     assert opset_of(upgraded) == 18
     onnx.checker.check_model(upgraded, full_check=True)
     np.testing.assert_allclose(run(upgraded, False, x=x)["y"], before, rtol=1e-6, atol=1e-7)
@@ -150,7 +150,7 @@ def test_outputs_that_nobody_reads(opset: int, outputs: str, attributes: str, tr
     variance = normal(3) ** 2 + 0.5
     text = f"g ({X}) => ({Y}) {{ {outputs} = BatchNormalization {attributes} (x, scale, shift, mean, variance) }}"
     x = normal(2, 3, 4, 4, seed=5)
-    upgraded = normalise(model(text, opset, variance=variance, **given), KNOWN)
+    upgraded = normalise(model(text, opset, variance=variance, **given), known())
     onnx.checker.check_model(upgraded, full_check=True)
     scale, shift, mean = map(_column, given.values())
     stored = scale * (x - mean) / np.sqrt(_column(variance) + 1e-5) + shift

@@ -1,5 +1,6 @@
 """A method of one's own: in the file, in reports, on the command line, and in a process that does not have it."""
 
+import importlib
 import json
 import os
 import re
@@ -14,10 +15,17 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from PIL import Image
 
 import gbprewrite
+from gbprewrite.backward.coverage import known, missing
 from gbprewrite.extend import VJP, Builder, Map, Method, Rule, Tensor, Work, vjp
 from gbprewrite.graft.record import read_record
+from gbprewrite.methods.asked import specs
+from gbprewrite.methods.table import METHODS
+from gbprewrite.normalise.dialect import normalise
+from gbprewrite.pictures.panels import panels
+from gbprewrite.view.forward import view
 from tests.small import cnn, model, normal, run
 
 
@@ -169,6 +177,36 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("own_maps", None)
 
 
+COMMANDS = {  # and what it writes
+    "explain m.onnx photo.png --preset unit": "photo.clipped.png",
+    "compare m.onnx photo.png --preset unit --method guided": "photo.compare.png",
+    "sanity m.onnx photo.png --preset unit": "m.sanity.png",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.split()[0])
+def test_every_command_that_draws_maps_takes_it(command: str, folder: Path, cli: Any) -> None:
+    Image.fromarray(np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)).save(folder / "photo.png")
+    result = cli(*command.split(), "--method", "own_maps:CLIPPED")
+    assert result.exit_code == 0, result.output
+    assert (folder / COMMANDS[command]).exists()
+    assert "clipped passes on no cotangent above 1" in result.output
+
+
+def test_the_place_is_where_it_is_made_and_not_who_imports_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "reader.py").write_text("from own_maps import CLIPPED")
+    monkeypatch.syspath_prepend(folder)
+    reader = importlib.import_module("reader")
+    assert specs([reader.CLIPPED]) == ["own_maps:CLIPPED"]
+    del sys.modules["reader"]
+
+
+def test_its_title_stands_over_its_picture() -> None:
+    assert (
+        panels("clipped", np.ones((2, 2, 1)), np.zeros((2, 2), np.uint8), title=CLIPPED.title)[0].title == CLIPPED.title
+    )
+
+
 def test_on_the_command_line(folder: Path, cli: Any) -> None:
     result = cli("convert", "m.onnx", "--method", "own_maps:CLIPPED", "--method", "guided")
     assert result.exit_code == 0, result.output
@@ -192,7 +230,8 @@ def test_in_a_process_without_it(folder: Path, cli: Any) -> None:
 
 WRONG = {
     "a function": (lambda rule: rule, "a function is not a method. Give a name, or a Method"),
-    "a number": (7, "is not"),
+    "a table of rules": ({"Relu": clipped}, "a dict is not a method"),
+    "a number": (7, "a int is not a method"),
     "a place without a module": ("no_such_module:X", "can't be imported (ModuleNotFoundError"),
     "a place without the name": ("json:X", "can't be imported (AttributeError"),
     "a place of something else": ("json:dumps", "it is a function, not a Method"),
@@ -204,7 +243,7 @@ WRONG = {
 def test_what_is_no_method(name: str) -> None:
     asked, words = WRONG[name]
     with pytest.raises(gbprewrite.UsageError, match=re.escape(words)):
-        gbprewrite.convert(model(SOURCE), [asked], "seed")
+        gbprewrite.convert(model(SOURCE), asked, "seed")
 
 
 def test_a_row_says_what_it_must() -> None:
@@ -227,6 +266,26 @@ PARAMETERS = [
     ([gbprewrite.SmoothGrad(samples=3)], {"method": "smoothgrad", "samples": 3}),
     (gbprewrite.IntegratedGradients(steps=4), {"method": "integrated_gradients", "steps": 4}),
 ]
+
+
+def test_parameters_in_two_places_must_agree() -> None:
+    same = gbprewrite.convert(cnn(), gbprewrite.IntegratedGradients(steps=4), steps=4)
+    assert read_record(same)["options"]["steps"] == 4  # type: ignore[index]
+    with pytest.raises(gbprewrite.UsageError, match="steps=5: the method itself says 4"):
+        gbprewrite.convert(cnn(), gbprewrite.IntegratedGradients(steps=4), steps=5)
+    with pytest.raises(gbprewrite.UsageError, match="cam_layer is 'a' for one method, and 'b' for another"):
+        gbprewrite.convert(cnn(), [gbprewrite.GradCAM("a"), gbprewrite.GuidedGradCAM("b")])
+
+
+def test_a_table_that_has_the_rule_is_not_said_to_lack_it() -> None:
+    """Products of levels have no gradient, whichever table is asked."""
+    text = """g (uint8[N, 1, 4, 4] u) => (uint8[N, 1, 4, 4] y) {
+        x = DequantizeLinear (u, s, z) p = MaxPool <kernel_shape = [1, 1]> (x) q = QuantizeLinear (p, s, z)
+        m = Mul (q, q) y = Identity (m) }"""
+    source = model(text, 21, s=np.float32(0.1), z=np.uint8(0))
+    node = next(n for n in view(normalise(source, known()), known()).nodes if n.op == "Mul")
+    for table in (VJP, METHODS["gradient_no_switches"].rules):
+        assert [o.why for o in missing([node], 21, table)] == [o.why for o in missing([node], 21)] != []
 
 
 @pytest.mark.parametrize(("objects", "keywords"), PARAMETERS, ids=lambda v: str(v)[:30])

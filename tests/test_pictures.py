@@ -24,8 +24,8 @@ NUMBERS = {"signed": [-0.1, 0, 0], "absolute": [0.4, 0, 0.2], "positive": [0.2, 
 
 @pytest.mark.parametrize("method", ["gradient", "guided", "deconvnet"])
 def test_the_papers_methods_have_a_rendering_and_a_limit(method):
-    assert method in METHODS
-    assert pictures.RENDERINGS[method].title
+    assert method in pictures.RENDERINGS
+    assert METHODS[method].title
     assert "20" in METHODS[method].limit  # the year of the paper
 
 

@@ -1,6 +1,7 @@
 """A record that was forged, or belongs to another file, is refused in words; no command trips over one."""
 
 import copy
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import gbprewrite
 from gbprewrite.errors import GbprewriteError, ModelError
 from gbprewrite.graft import record as report
+from gbprewrite.graft import recorded
 from tests.small import cnn, normal
 
 METHODS = ["guided", "gradient"]
@@ -54,6 +56,15 @@ FORGED: dict[str, tuple[Change, str]] = {
     "more weights than there are": (lambda r: r["added"].update(initializers=10**30), "initializers"),
     "nodes that are true": (lambda r: r["added"].update(nodes=True), "another type"),
     "an unknown option": (lambda r: r["options"].update(model="x"), "model"),
+    "a method of one's own whose place is a command": (
+        lambda r: r.update(own_methods={"guided": {"at": "os; rm", "title": "", "limit": ""}}), "own methods"
+    ),
+    "one of ours for one's own": (
+        lambda r: r.update(own_methods={"guided": {"at": None, "title": "", "limit": ""}}), "own methods"
+    ),
+    "a method of one's own that is a number": (lambda r: r.update(own_methods={"mine": 3}), "own methods"),
+    "options that name a module": (lambda r: r["options"].update(method=["antigravity:X"]), "options name methods"),
+    "options whose method is a number": (lambda r: r["options"].update(method=5), "options name methods"),
     "no options": (lambda r: r.update(options={}), "options"),
     "rules that are numbers": (lambda r: r["rectifiers"][0]["rules"].update(guided=3), "rule"),
     "an input of an unknown kind": (
@@ -163,3 +174,7 @@ def test_a_record_of_0_1_0(converted: onnx.ModelProto) -> None:
         gbprewrite.Explainer(made)(image).map("guided"), gbprewrite.Explainer(converted)(image).map("guided")
     )
     assert [layer.name for layer in gbprewrite.layers(made)] == [layer.name for layer in gbprewrite.layers(converted)]
+
+
+def test_the_options_of_a_record_are_those_of_convert() -> None:
+    assert inspect.signature(gbprewrite.convert).parameters.keys() - {"model"} == recorded.OPTIONS

@@ -242,8 +242,7 @@ class Builder(Emitter):
         if x.shape is not None and isinstance(v, gs.Variable):
             if v.shape != x.shape:
                 self.declared.append(v)
-            v.shape = None
-            self.declare(v, x.shape)
+            v.shape = list(x.shape)
         return v
 
     def int64_vector(self, v: Tensor, size: int) -> Tensor:

@@ -13,7 +13,13 @@ from gbprewrite.normalise.fused import FUSED
 from gbprewrite.view.operators import NO_GRADIENT
 from gbprewrite.view.paths import INTEGER_SUMS, computes_with_levels
 
-KNOWN = frozenset(VJP) | NO_GRADIENT  # operators that keep their nodes; of others the standard's body is looked at
+WITHOUT = "the method's own table has no rule for it"
+
+
+def known(tables: Iterable[Mapping[str, Rule]] = (VJP,)) -> frozenset[str]:
+    """Operators that keep their nodes, since one of the tables has their rule or they have no gradient; of others the
+    standard's body is looked at."""
+    return NO_GRADIENT.union(*tables)
 
 
 def check(nodes: Iterable[gs.Node], opset: int, tables: Iterable[Mapping[str, Rule]] = (VJP,)) -> None:
@@ -26,14 +32,11 @@ def check(nodes: Iterable[gs.Node], opset: int, tables: Iterable[Mapping[str, Ru
 
 def missing(nodes: Iterable[gs.Node], opset: int, table: Mapping[str, Rule] = VJP) -> list[Obstacle]:
     """Every node without a rule in a table."""
-    return [
-        Obstacle(n.name, operator_of(n), why(n, opset) if table is VJP or operator_of(n) not in VJP else WITHOUT)
-        for n in nodes
-        if operator_of(n) not in table or computes_with_levels(n)
-    ]
+    found = [n for n in nodes if operator_of(n) not in table or computes_with_levels(n)]
+    lacking = {id(n) for n in found if operator_of(n) in VJP and operator_of(n) not in table}
+    return [Obstacle(n.name, operator_of(n), WITHOUT if id(n) in lacking else why(n, opset)) for n in found]
 
 
-WITHOUT = "the method's own table has no rule for it"
 REFUSED = {
     **dict.fromkeys(("Loop", "Scan"), "a loop; export the model unrolled"),
     "LinearAttention": "its body is a loop",

@@ -4,7 +4,7 @@ A position says the class of its highest score. Where classes do not exclude eac
 says each class whose probability is above one half: behind a Sigmoid, and with a single class.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,10 @@ from gbprewrite.backward.units import Classes, Seeds
 from gbprewrite.errors import UsageError
 from gbprewrite.model.tensors import Tensor, numpy_dtype
 from gbprewrite.select.class_axis import words
-
-if TYPE_CHECKING:
-    from gbprewrite.select.target import Target
+from gbprewrite.select.target import Target
 
 
-def region(op: Builder, classes: Classes, target: "Target", names: dict[str, str]) -> Seeds:
+def region(op: Builder, classes: Classes, target: Target, names: dict[str, str]) -> Seeds:
     """The cotangent that is 1 where a position says the class: the one of the target, or that of the largest region.
 
     Samples in which no position says it do not have it. Raises UsageError for a score without positions.
@@ -59,7 +57,7 @@ def _numbers(op: Builder, classes: Classes) -> Tensor:
     return op.Reshape(op.range(classes.number), np.array(shape, np.int64))
 
 
-def _of_samples(op: Builder, classes: Classes, index: Tensor, target: "Target") -> Tensor:
+def _of_samples(op: Builder, classes: Classes, index: Tensor, target: Target) -> Tensor:
     """The class of each sample, [N]."""
     batch = op.vector([op.dim(classes.score, 0)])
     flat = op.Reshape(index, np.array([-1], np.int64))

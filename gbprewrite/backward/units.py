@@ -1,7 +1,7 @@
 """One unit of a score, or several: which it is, and the cotangent that is 1 there and 0 elsewhere."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -10,9 +10,7 @@ from gbprewrite.backward.builder import Builder
 from gbprewrite.errors import UsageError
 from gbprewrite.model.tensors import Dim, Tensor
 from gbprewrite.select.class_axis import Counting, words
-
-if TYPE_CHECKING:
-    from gbprewrite.select.target import Target
+from gbprewrite.select.target import Target
 
 
 class Seeds(NamedTuple):
@@ -71,7 +69,7 @@ def for_every_sample(op: Builder, score: Tensor, numbers: Any, several: bool) ->
     return op.declare(made, [score.shape[0], len(numbers)] if several else [score.shape[0]])
 
 
-def unit(op: Builder, score: Tensor, target: "Target", counting: Counting) -> Seeds:
+def unit(op: Builder, score: Tensor, target: Target, counting: Counting) -> Seeds:
     """The unit at a position of a score with the samples first."""
     rank = len(score.shape)
     if len(target.numbers) != rank - 1:
@@ -110,7 +108,7 @@ def one_at(op: Builder, score: Tensor, places: Sequence[Any]) -> Tensor:
     return op.expand_like(op.cast_to(made, score), score)
 
 
-def strongest(op: Builder, classes: Classes, target: "Target") -> Seeds:
+def strongest(op: Builder, classes: Classes, target: Target) -> Seeds:
     """The unit of the highest value in one channel, or in all that are looked at; the first of several.
 
     Zeiler and Fergus 2013, section 2.1, hand the value itself down and set all others to zero. Here it is 1: every
@@ -137,7 +135,7 @@ def strongest(op: Builder, classes: Classes, target: "Target") -> Seeds:
     return Seeds([_one_at_columns(op, score, columns[::-1])], index, in_range, [])
 
 
-def strongest_places(op: Builder, classes: Classes, target: "Target") -> Seeds:
+def strongest_places(op: Builder, classes: Classes, target: Target) -> Seeds:
     """The K highest units no two of which stand at the same position, highest first, each with its own cotangent.
 
     A position has a coordinate for every axis behind the batch but the classes', so that only the strongest class of a

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -11,17 +11,15 @@ from gbprewrite.backward.builder import Builder, Walk
 from gbprewrite.backward.rules.table import VJP, Rule
 from gbprewrite.errors import Obstacle, UnsupportedOperators
 from gbprewrite.model.tensors import Refused, Tensor, is_quantised
+from gbprewrite.select.selection import Selection
 from gbprewrite.view.paths import CASTS, between, carriers, operands, through
 from gbprewrite.view.quantised import PICKED
-
-if TYPE_CHECKING:
-    from gbprewrite.select.selection import Selection
 
 RuleOf = Callable[[gs.Node], Rule]
 
 
 def pull_back(
-    op: Builder, chosen: "Selection", rule_of: RuleOf, seeds: Sequence[Tensor], tag: str
+    op: Builder, chosen: Selection, rule_of: RuleOf, seeds: Sequence[Tensor], tag: str
 ) -> list[list[Tensor | None]]:
     """Cotangents of each chosen input, one for each seed (a cotangent of the score).
 

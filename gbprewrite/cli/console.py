@@ -20,7 +20,7 @@ from gbprewrite.cli.printing import say, show
 from gbprewrite.graft import record as report
 from gbprewrite.inspect import Inspection, Row, alike, rule_rows, value_in_words
 from gbprewrite.layers import Layer
-from gbprewrite.methods import table as policies
+from gbprewrite.methods.table import METHODS
 from gbprewrite.model import file as modelfile
 from gbprewrite.plaintext import plain
 from gbprewrite.runtime.explainer import Explainer
@@ -124,7 +124,7 @@ def print_conversion(facts: Row) -> None:
     nodes, opset, size = facts["nodes"], facts["opset"], facts["bytes"]
     change = f"{100 * (size['after'] / size['before'] - 1):+.1f} %"
     raised = f", opset {opset['before']} to {opset['after']}" if opset["before"] != opset["after"] else ""
-    plain = not any(m not in policies.METHODS or policies.METHODS[m].rectifies for m in facts["methods"])
+    plain = all(m in METHODS and not METHODS[m].rectifies for m in facts["methods"])
     rectified = "keep their derivative" if plain else "rewritten"
     print_pairs(
         {
@@ -331,7 +331,7 @@ def print_sanity(facts: Row) -> None:
             "explained": explained,
             "layers": f"{len(facts['layers'])} with weights, seed {facts['seed']}, {facts['draws']} draw(s)",
             "undefined": _undefined_in_words(facts["comparisons"]),
-            "limits": policies.limits(facts["methods"]),
+            "limits": [f"{name} {limit}" for name, limit in facts["limits"].items()],
         }
     )
     methods = facts["methods"]
@@ -393,7 +393,7 @@ def print_top(facts: Row) -> None:
             "ran on": provider_in_words(facts["provider"], facts["provider_note"]),
             "input": facts["preprocessing"]["text"],
             "note": facts["preprocessing"]["guesses"],
-            "limits": policies.limits([facts["method"]]),
+            "limits": f"{facts['method']} {METHODS[facts['method']].limit}",
         }
     )
     rows = [

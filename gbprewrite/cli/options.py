@@ -64,7 +64,7 @@ class MethodType(click.Choice[str]):
         if not isinstance(value, str) or not re.fullmatch(PLACE, value):
             return super().convert(value, param, ctx)
         if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
+            sys.path.append(str(Path.cwd()))  # last, so that no file there stands for another module
         return value
 
 

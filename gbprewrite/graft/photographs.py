@@ -1,6 +1,6 @@
 """The preprocessing of photographs as the first nodes of a model: uint8 images in.
 
-The nodes compute what `runtime/images.fit` (Pillow) and `Preprocessing.array` (numpy) do. Pillow's resampling
+The nodes compute what `photos.images.fit` (Pillow) and `Preprocessing.array` (numpy) do. Pillow's resampling
 (https://pillow.readthedocs.io/en/stable/handbook/concepts.html#filters-comparison-table) is two products with matrices
 that are made from the image's size, each rounded to 8 bits.
 """

@@ -260,9 +260,8 @@ def treatments(
 
 
 def pools(nodes: Iterable[gs.Node], methods: Collection[Method] = ()) -> list[dict[str, Any]]:
-    """A row for each pool, with the rule that it meets under these methods."""
-    tables = [VJP, *(m.rules for m in methods if m.rules is not VJP)]
-    tables = tables if any(m.rules is VJP for m in methods) or not tables[1:] else tables[1:]
+    """A row for each pool, with the rules that it meets under these methods."""
+    tables = sorted([m.rules for m in methods] or [VJP], key=lambda table: table is not VJP)  # the gradient's first
 
     def rule(operator: str) -> str:
         return "; or ".join(dict.fromkeys(table[operator].text if operator in table else "no rule" for table in tables))

@@ -1,11 +1,13 @@
 """Whether a converted file's record and its graph tell the same story: the record may have been changed, or forged."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from onnx import ModelProto
 
 from gbprewrite.graft.pictures import FORMS
+from gbprewrite.methods.asked import PLACE
 from gbprewrite.methods.table import METHODS
 from gbprewrite.model.tensors import read_type
 from gbprewrite.select.target import Target
@@ -13,26 +15,13 @@ from gbprewrite.select.target import Target
 Record = Mapping[str, Any]
 GIVEN = ("baseline", "noise")  # kinds of inputs that a file gains beside target and seed
 MOST_AXES = 16  # of a score whose rank the file does not tell
-# The options of `convert` that a record may hold, in its order.
-OPTIONS = frozenset(
-    (
-        *(
-            "method",
-            "target",
-            "score",
-            "layer",
-            "inputs",
-            "class_axis",
-            "channels",
-            "opset",
-            "through_softmax",
-            "rectify",
-        ),
-        *("optimize_for", "maps_only", "prefix", "replace", "cam_layer", "rectgrad_tau", "rectgrad_quantile", "steps"),
-        *("baseline", "samples", "forms", "heatmap_dtype", "scaling", "colormap", "embed_preprocessing"),
-        *("preprocessing", "input_shapes"),
-    )
-)
+# The arguments of `convert` that a record may hold.
+OPTIONS = {
+    *("method", "target", "score", "layer", "inputs", "class_axis", "channels", "opset", "through_softmax"),
+    *("rectify", "optimize_for", "maps_only", "prefix", "replace", "cam_layer", "rectgrad_tau", "rectgrad_quantile"),
+    *("steps", "baseline", "samples", "forms", "heatmap_dtype", "scaling", "colormap", "embed_preprocessing"),
+    *("preprocessing", "input_shapes"),
+}
 
 
 def contradiction(record: Record, target: Target, model: ModelProto) -> str | None:
@@ -74,14 +63,30 @@ def _outputs(record: Record) -> set[str]:
 
 
 def _methods(record: Record) -> Iterator[str]:
-    methods, maps = record["methods"], record["maps"]
-    if not methods or set(methods) - METHODS.keys() - record["own_methods"].keys() or len(set(methods)) < len(methods):
+    methods, maps, own = record["methods"], record["maps"], record["own_methods"]
+    if not all(map(_is_own, own.values())) or not set(own) <= set(methods) - METHODS.keys():
+        yield "it does not say of its user's own methods where they are, and what their titles and limits are"
+        return
+    if not methods or set(methods) - METHODS.keys() - own.keys() or len(set(methods)) < len(methods):
         yield f"its methods are none, or none of this version, or one twice: {', '.join(methods)}"
+    held = record["options"].get("method", [])
+    asked = held if isinstance(held, list) else [held]
+    # A place would be imported when the file is converted again.
+    if not {str(m) for m in asked} <= {*METHODS, *own, *(row["at"] for row in own.values())}:
+        yield f"its options name methods that it does not have: {', '.join(map(str, asked))}"
     if {m["method"] for m in maps} != set(methods) or any(m["form"] not in FORMS for m in maps):
         yield "its maps are not those of its methods"
     rows = [*record["rectifiers"], *record["activations"]]
     if any(row["rules"].get(m).__class__ is not str for row in rows for m in methods):
         yield "it lacks the rule of a nonlinearity"
+
+
+def _is_own(row: Any) -> bool:
+    """Whether this is what a record says of a method of its user's own; its place is imported later on."""
+    if not isinstance(row, dict) or row.keys() != {"at", "title", "limit"}:
+        return False
+    place = row["at"] is None or (isinstance(row["at"], str) and re.fullmatch(PLACE, row["at"]) is not None)
+    return place and isinstance(row["title"], str) and isinstance(row["limit"], str)
 
 
 def _counts(record: Record, model: ModelProto) -> Iterator[str]:

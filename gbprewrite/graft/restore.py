@@ -19,6 +19,8 @@ from gbprewrite.model import file as modelfile
 from gbprewrite.model.messages import copied
 from gbprewrite.view import randomness
 
+BEYOND_NUMBERS = ("overflow", "Invalid dimension value")  # what onnx says of sizes that no tensor has
+
 
 def restore(model: ModelProto) -> ModelProto:
     """The source part of a converted model, in place: what the conversion added is taken away again.
@@ -117,6 +119,3 @@ def load(model: str | os.PathLike[str] | ModelProto, replace: bool | None = Fals
             "file again."
         )
     return restore(source)
-
-
-BEYOND_NUMBERS = ("overflow", "Invalid dimension value")  # what onnx says of sizes that no tensor has

@@ -103,9 +103,9 @@ def methods_of(asked: Asked | Sequence[Asked]) -> dict[str, Method]:
     return found
 
 
-def names_of(asked: Asked | Sequence[Asked], held: Collection[str]) -> list[str]:
-    """The names of the methods asked for; a name that a file holds is taken as it is. Raises as `methods_of`."""
-    return [m if isinstance(m, str) and m in held else next(iter(methods_of(m))) for m in _listed(asked)]
+def by_name(asked: Asked | Sequence[Asked], held: Collection[str] = ()) -> dict[str, Asked]:
+    """Name → what was asked for; a name that a file holds is taken as it is. Raises as `methods_of`."""
+    return {m if isinstance(m, str) and m in held else next(iter(methods_of(m))): m for m in _listed(asked)}
 
 
 def keywords_of(asked: Asked | Sequence[Asked]) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def set_up(methods: Mapping[str, Method], settings: Settings) -> dict[str, Metho
 
 def place_of(method: Method) -> str | None:
     """Where a method of one's own can be imported from, module:NAME; None where that is nowhere, or in a script."""
-    for module, held in list(sys.modules.items()):
+    for module, held in list(sys.modules.items()):  # in the order in which they were loaded: where it is made is first
         if module != "__main__" and not module.startswith("gbprewrite."):
             for name, value in list(vars(held).items()) if hasattr(held, "__dict__") else ():
                 if value is method and re.fullmatch(PLACE, f"{module}:{name}"):
@@ -145,7 +145,9 @@ def own(methods: Iterable[Method]) -> list[Method]:
 
 
 def _listed(asked: Asked | Sequence[Asked]) -> list[Asked]:
-    items: list[Any] = [asked] if isinstance(asked, (str, Method, Parameters)) else list(asked)
+    items: list[Any] = [asked]
+    if isinstance(asked, Iterable) and not isinstance(asked, (str, Mapping)):
+        items = list(asked)
     wrong = [item for item in items if not isinstance(item, (str, Method, Parameters))]
     if wrong:
         raise UsageError(

@@ -34,9 +34,18 @@ READ_BY = {
     "baseline": ("integrated_gradients",),
     "samples": ("smoothgrad",),
 }
-
-
 BASELINES = ("zeros", "input")
+
+
+def merged(keywords: Mapping[str, Any], on_methods: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of `convert`, and what the methods themselves say. Raises UsageError where they differ."""
+    for name, value in on_methods.items():
+        if keywords[name] not in (Settings._field_defaults[name], value):
+            raise UsageError(
+                f"{name}={keywords[name]!r}: the method itself says {value!r}. Set it in one place, on the method or "
+                "as a keyword."
+            )
+    return {**keywords, **on_methods}
 
 
 def settings(given: Mapping[str, Any], methods: Collection[str]) -> Settings:

@@ -8,7 +8,7 @@ noisy? Cause of and solution to noisy saliency maps" (rectgrad: what is importan
 """
 
 from collections import ChainMap, Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
@@ -95,7 +95,7 @@ ROWS = (
         "rectgrad",
         rectifier=combinators.rectgrad,
         signal="dy·(y·dy > τ)",
-        limit=("is guided with a threshold: what it hides was small at some layer, not of no effect (Kim et al. 2019)"),
+        limit="is guided with a threshold: what it hides was small at some layer, not of no effect (Kim et al. 2019)",
         title="RectGrad",
     ),
     Method(
@@ -124,7 +124,7 @@ ROWS = (
             "is no gradient: max pools hand their signal down evenly, to compare with what their switches"
             " take from the image (Springenberg et al. 2014)"
         ),
-        title="gradient without switches",
+        title="gradient, no switches",
         rules=SWITCHLESS,
         walk="grad_no_switches",
     ),
@@ -136,7 +136,7 @@ ROWS = (
             "does not know where in its windows a max pool found something: compare it with guided "
             "(Springenberg et al. 2014), whose other limits it has"
         ),
-        title="guided without switches",
+        title="guided, no switches",
         rules=SWITCHLESS,
     ),
     Method(
@@ -147,16 +147,11 @@ ROWS = (
             "sees nothing of the image in max pools and rectifiers: it is the pattern that the weights "
             "hold for the unit that is explained (Springenberg et al. 2014)"
         ),
-        title="deconvnet without switches",
+        title="deconvnet, no switches",
         rules=SWITCHLESS,
     ),
 )
 METHODS: dict[str, Method] = {method.name: method for method in ROWS}
-
-
-def limits(methods: Iterable[str]) -> list[str]:
-    """`method limit` for each method whose limits are known."""
-    return [f"{name} {METHODS[name].limit}" for name in methods if name in METHODS and METHODS[name].limit]
 
 
 def rectifiers(

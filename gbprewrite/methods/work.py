@@ -78,6 +78,7 @@ class Method:
         limit: what the map can't show, in one line that goes on from "<name> ...".
         title: its name in pictures.
         rules: operator → rule; a whole table in place of the gradient's, such as `VJP | {"MaxPool": Rule(spread)}`.
+            (Inside an operator that has its rule by `decomposed`, the walk goes by the gradient's.)
         walk: the name of the reverse walk in the names of nodes; methods of the same walk share it, and its nodes.
 
     Raises UsageError for a name that is no identifier, and for a combinator without a signal.
@@ -102,11 +103,6 @@ class Method:
                 f"Method {self.name!r} has a combinator for rectifiers. Say with signal=... what arrives at their rule "
                 "in place of dy, in words: the file's record keeps it."
             )
-
-    @property
-    def is_gradient(self) -> bool:
-        """Whether its walk gives plain gradients."""
-        return self.rectifier is gradient and self.rules is VJP
 
     @property
     def rectifies(self) -> bool:

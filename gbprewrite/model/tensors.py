@@ -9,8 +9,13 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto, TypeProto, helper, numpy_helper
 
 Tensor: TypeAlias = gs.Tensor
+Dim: TypeAlias = int | gs.Tensor  # fixed by the graph, or a one-element int64 tensor computed at run time
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 SMALL = 4096  # elements: constants up to this size are looked into, and passed on to shape inference
+
+
+class Refused(Exception):
+    """A rule can't treat this node; the message says why. Becomes one line of UnsupportedOperators."""
 
 
 def elements_of(tensor: Tensor) -> int:
@@ -98,13 +103,6 @@ def node_proto(node: gs.Node) -> onnx.NodeProto:
 
 def _attribute(value: Any) -> Any:
     return numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
-
-
-Dim: TypeAlias = int | gs.Tensor
-
-
-class Refused(Exception):
-    """A rule can't treat this node; the message says why. Becomes one line of UnsupportedOperators."""
 
 
 def rank(x: Tensor) -> int:

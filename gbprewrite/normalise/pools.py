@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from gbprewrite.model.inference import infer, types_of

@@ -1,4 +1,4 @@
-"""Photograph files: read, and brought to the size that a network takes (the numbers are `preprocessing.py`'s)."""
+"""Photograph files: read, and brought to the size that a network takes (the numbers are those of `preprocessing`)."""
 
 import contextlib
 import logging

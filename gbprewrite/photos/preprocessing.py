@@ -1,6 +1,6 @@
 """A photograph → the array that a network expects, with nothing guessed in silence: the numbers.
 
-`runtime/images.py` reads and resizes files with Pillow; `embedded.py` writes the same as operators into a model.
+`images` reads and resizes files with Pillow; `graft.photographs` writes the same as operators into a model.
 
 The value fed for a channel c of a pixel (0..255) is always
 

@@ -17,6 +17,7 @@ from onnx import ModelProto
 from gbprewrite.errors import NoFeatureLayer, UsageError
 from gbprewrite.graft import record as report
 from gbprewrite.graft.restore import load
+from gbprewrite.methods.asked import Asked, by_name
 from gbprewrite.pictures.explain import ExplainedPhoto, PhotoExplainer
 from gbprewrite.pictures.panels import SHOWS
 
@@ -38,7 +39,7 @@ class Comparison:
     def __init__(
         self,
         model: str | os.PathLike[str] | ModelProto,
-        method: Sequence[str] = (),
+        method: Sequence[Asked] = (),
         *,
         no_switches: bool = False,
         **options: Any,
@@ -62,7 +63,8 @@ class Comparison:
         if not method and options.get("layer") and not options.get("target"):
             # As without Grad-CAM, for which a layer may mean two things.
             self._options = {**options, "target": "strongest"}
-        self._set(tuple(dict.fromkeys(method or held or COLUMNS)))
+        self._asked: dict[str, Asked] = by_name(method, held) if method else {}
+        self._set(tuple(self._asked or dict.fromkeys(held or COLUMNS)))
         self._sums: dict[tuple[str, str], list[float]] = defaultdict(list)
 
     def _set(self, methods: Sequence[str]) -> None:
@@ -76,8 +78,9 @@ class Comparison:
 
     def open(self, **options: Any) -> PhotoExplainer:
         """The explainer of all methods. Raises as `PhotoExplainer`."""
+        asked = [self._asked.get(name, name) for name in self.methods]
         try:
-            return PhotoExplainer(self._model, self.methods, **self._options, **options)
+            return PhotoExplainer(self._model, asked, **self._options, **options)
         except NoFeatureLayer as reason:
             if self._chosen:
                 raise

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gbprewrite.backward.regions import said_by
 from gbprewrite.errors import DataError, NotFinite, UsageError
 from gbprewrite.graft import photographs as embedded
 from gbprewrite.graft import record as report
+from gbprewrite.methods.asked import Asked, by_name
 from gbprewrite.methods.settings import reads_layer
 from gbprewrite.model import file as modelfile
 from gbprewrite.photos import evidence, images
@@ -98,6 +99,7 @@ class ExplainedPhoto:
         maps: for each of these, method → map of shape [H,W,C], red first; of Grad-CAM [h,w,1].
         top: the highest classes, highest first; empty when the score is an inner tensor.
         notes: scores that are NaN or infinite, a sentence each; of maps that are, there is no picture, but an error.
+        titles: of methods of the user's own, which have one.
     """
 
     path: Path
@@ -106,6 +108,7 @@ class ExplainedPhoto:
     maps: Sequence[Mapping[str, Array]]
     top: Sequence[ClassScore]
     notes: tuple[str, ...] = ()
+    titles: Mapping[str, str] = field(default_factory=dict)
 
 
 class PhotoExplainer:
@@ -121,7 +124,7 @@ class PhotoExplainer:
     def __init__(
         self,
         model: str | os.PathLike[str] | ModelProto,
-        method: str | Sequence[str] | None = None,
+        method: Asked | Sequence[Asked] | None = None,
         target: str | int | Sequence[int] | None = None,
         *,
         preprocessing: Options | None = None,
@@ -147,7 +150,8 @@ class PhotoExplainer:
         record = self.explainer.record
         self.labels = labels
         self.notes: list[str] = []
-        self.methods = tuple(dict.fromkeys([method] if isinstance(method, str) else method or record["methods"]))
+        self.methods = tuple(by_name(method, record["methods"]) if method else record["methods"])
+        self.titles = {name: row["title"] for name, row in record["own_methods"].items() if row["title"]}
         if parse_target(record["target"]).kind in ("input", "seed"):
             raise UsageError(
                 f"target {record['target']!r} needs a value at run time. Choose another --target; 'gbprewrite run' "
@@ -213,7 +217,7 @@ class PhotoExplainer:
                 raise DataError(" ".join(explanation.notes))
         if self._by_detection:
             top, explained = self._detections(explanation, [one.index for one in explained], image)
-        return ExplainedPhoto(Path(path), np.asarray(image), explained, maps, top, explanation.notes)
+        return ExplainedPhoto(Path(path), np.asarray(image), explained, maps, top, explanation.notes, self.titles)
 
     @property
     def _by_detection(self) -> bool:
@@ -326,7 +330,10 @@ def rows(explained: ExplainedPhoto, style: drawing.Style | None = None) -> list[
     found = []
     for one, maps in zip(explained.explained, explained.maps, strict=True):
         with naming(explained.path):
-            panels = [drawing.panels(method, values, explained.photo, style) for method, values in maps.items()]
+            panels = [
+                drawing.panels(method, values, explained.photo, style, explained.titles.get(method))
+                for method, values in maps.items()
+            ]
         photo = drawing.photo(explained.path.name, explained.photo)
         every = [_boxed(panel, one) for panel in (photo, *(p for some in panels for p in some))]
         found.append(Row(one.title(), every, _columns(len(panels), style)))

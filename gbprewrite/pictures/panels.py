@@ -13,6 +13,7 @@ from PIL import Image
 
 from gbprewrite.errors import DataError, UsageError
 from gbprewrite.graft.pictures import OPACITY
+from gbprewrite.methods.table import METHODS
 
 Array = npt.NDArray[Any]
 
@@ -78,25 +79,16 @@ SHOWS = {
 class Rendering(NamedTuple):
     """How the maps of a method are printed in its paper: in colour around grey, or as one of `SHOWS`."""
 
-    title: str
     show: str | None = None
     colormap: str | None = None
     overlay: str = "absolute"
 
 
+AROUND_GREY = ("guided", "deconvnet", "guided_gradcam", "guided_no_switches", "deconvnet_no_switches")
+# Method → how its paper prints it; all others show |map|.
 RENDERINGS = {
-    "guided": Rendering("guided backpropagation"),
-    "deconvnet": Rendering("deconvnet"),
-    "gradient": Rendering("gradient", "absolute", "gray"),
-    "smoothgrad": Rendering("SmoothGrad", "absolute"),
-    "integrated_gradients": Rendering("integrated gradients", "absolute"),
-    "input_x_gradient": Rendering("input x gradient", "absolute"),
-    "rectgrad": Rendering("RectGrad", "absolute"),
-    "gradcam": Rendering("Grad-CAM", "absolute"),
-    "guided_gradcam": Rendering("Guided Grad-CAM"),
-    "guided_no_switches": Rendering("guided, no switches"),
-    "deconvnet_no_switches": Rendering("deconvnet, no switches"),
-    "gradient_no_switches": Rendering("gradient, no switches", "absolute", "gray"),
+    **dict.fromkeys(AROUND_GREY, Rendering()),
+    **dict.fromkeys(("gradient", "gradient_no_switches"), Rendering("absolute", "gray")),
 }
 
 
@@ -147,26 +139,29 @@ def style(
     return Style(shows, percentile, chosen.get(True), chosen.get(False), overlay)
 
 
-def panels(method: str, values: Array, photo: Array, chosen: Style | None = None) -> list[Panel]:
+def panels(
+    method: str, values: Array, photo: Array, chosen: Style | None = None, title: str | None = None
+) -> list[Panel]:
     """The pictures of one map of shape [H,W,C], red first, beside or over the photograph, uint8 [H,W] or [H,W,3].
 
-    A map of another size than the photograph's is brought to it (bilinear). Raises DataError when the map is not
-    finite, as for a target that the network does not have.
+    `title` is the method's own by default, or its name. A map of another size than the photograph's is brought to it
+    (bilinear). Raises DataError when the map is not finite, as for a target that the network does not have.
     """
     chosen = chosen or Style()
-    rendering = RENDERINGS.get(method, Rendering(method, "absolute"))
+    rendering = RENDERINGS.get(method, Rendering("absolute"))
+    title = title or (METHODS[method].title if method in METHODS else method)
     if not np.isfinite(values).all():
         raise DataError(
-            f"the {rendering.title} map holds values that are not finite: the network overflowed on this image, or the "
+            f"the {title} map holds values that are not finite: the network overflowed on this image, or the "
             "explained class does not exist."
         )
     values = _sized(values.astype(np.float64), photo.shape[0], photo.shape[1])
     found: list[Panel] = []
     for show in chosen.show:
-        found.append(_panel(rendering, values, show, chosen))
+        found.append(_panel(rendering, title, values, show, chosen))
         if chosen.overlay:
-            found.append(_overlaid(rendering, values, photo, show, chosen))
-    return [p._replace(short=p.title.replace(rendering.title, method, 1)) for p in found]
+            found.append(_overlaid(rendering, title, values, photo, show, chosen))
+    return [p._replace(short=p.title.replace(title, method, 1)) for p in found]
 
 
 def panel(method: str, values: Array, chosen: Style | None = None) -> Panel:
@@ -186,10 +181,10 @@ def around_grey(values: Array, limit: float) -> Array:
     return brightness
 
 
-def _panel(rendering: Rendering, values: Array, show: str, chosen: Style) -> Panel:
+def _panel(rendering: Rendering, method: str, values: Array, show: str, chosen: Style) -> Panel:
     """As published, or under one of `SHOWS`."""
     name = rendering.show if show == "published" else show
-    title = rendering.title if show == "published" else f"{rendering.title}, {show}"
+    title = method if show == "published" else f"{method}, {show}"
     if not values.any():
         title += " (all zero)"
     if name is None:
@@ -200,7 +195,7 @@ def _panel(rendering: Rendering, values: Array, show: str, chosen: Style) -> Pan
     return Panel(title, _coloured(shares, SHOWS[name].signed, colours), bar)
 
 
-def _overlaid(rendering: Rendering, values: Array, photo: Array, show: str, chosen: Style) -> Panel:
+def _overlaid(rendering: Rendering, method: str, values: Array, photo: Array, show: str, chosen: Style) -> Panel:
     """Colours over the grey photograph, the more opaque the stronger the map is."""
     name = rendering.overlay if show == "published" else show
     colours = _colours(name, chosen)
@@ -208,7 +203,7 @@ def _overlaid(rendering: Rendering, values: Array, photo: Array, show: str, chos
     grey = np.asarray(Image.fromarray(photo).convert("L"), np.float64)[:, :, None]
     opacity = OPACITY * np.abs(shares)[:, :, None]
     mixed = opacity * _coloured(shares, SHOWS[name].signed, colours) + (1 - opacity) * grey
-    return Panel(f"{rendering.title}, {name}, overlaid", _pixels(np.round(mixed)), bar)
+    return Panel(f"{method}, {name}, overlaid", _pixels(np.round(mixed)), bar)
 
 
 def _colours(show: str, chosen: Style, published: str | None = None) -> Array:

@@ -16,7 +16,7 @@ from gbprewrite.errors import DataError, ModelError, NotFinite, UsageError
 from gbprewrite.graft import photographs as embedded
 from gbprewrite.graft import record as report
 from gbprewrite.graft.restore import load
-from gbprewrite.methods.asked import Asked, keywords_of, names_of
+from gbprewrite.methods.asked import Asked, by_name, keywords_of
 from gbprewrite.model.messages import copied
 from gbprewrite.photos import images
 from gbprewrite.runtime import arrays, finiteness
@@ -122,7 +122,7 @@ class Explainer:
         else:
             _check_agreement(record, method, target, options)
         self.record: report.Record = record
-        asked = names_of(method, record["methods"]) if method else record["methods"]
+        asked = by_name(method, record["methods"]) if method else record["methods"]
         self._names = {
             (m["input"], m["method"], m["form"]): m["output"] for m in record["maps"] if m["method"] in asked
         }
@@ -319,7 +319,7 @@ def _check_agreement(
     record: report.Record, method: Asked | Sequence[Asked] | None, target: Any, options: Mapping[str, Any]
 ) -> None:
     """An option that contradicts what a converted file holds is an error, not ignored."""
-    asked = names_of(method, record["methods"]) if method else []
+    asked = by_name(method, record["methods"]) if method else {}
     options = {**options, **(keywords_of(method) if method else {})}
     against = [f"method {m!r}" for m in asked if m not in record["methods"]]
     if target is not None and parse_target(target).text != record["target"]:

@@ -1,4 +1,4 @@
-"""What the user asked for, found in the graph: the score, the inputs, the nodes between, the rectifiers among them."""
+"""What is explained, once it is found in the graph (`score` finds it): output, score, inputs, the nodes between."""
 
 from typing import NamedTuple
 

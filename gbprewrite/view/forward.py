@@ -2,6 +2,9 @@
 
 The view never goes back into the file. What it raises (a hard-sigmoid written as Add, Clip, Div; a ReLU written as
 Max) is one node here, with a rule of its own, while the source keeps its own spelling.
+
+A branch of an If whose condition is computed at run time is viewed as its graph is: shapes inferred, idioms raised, and
+what it captures from around it is the very tensor that the outer graph has.
 """
 
 from collections.abc import Container, Iterable, Mapping

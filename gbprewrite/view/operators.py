@@ -12,29 +12,17 @@ NO_GRADIENT = frozenset(
         *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
     )
 )
-
-
 RECTIFIERS = ("Relu", "Clip", "ThresholdedRelu")
-
-
 ACTIVATIONS = (
     *("Celu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Selu", "Sigmoid", "Softplus"),
     *("Softsign", "Swish", "Tanh"),
 )
-
-
 GATES = ("HardSigmoid", "Sigmoid", "Tanh")
-
-
 OTHERS = ("Abs", "Hardmax", "LogSoftmax", "Max", "Min", "Softmax", "Where")  # never activations in this sense
-
-
 MOVES = (
     *("Cast", "Expand", "Gather", "Identity", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Transpose"),
     "Unsqueeze",
 )
-
-
 POOLS = (
     *("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool", "MaxRoiPool"),
     "MaxUnpool",

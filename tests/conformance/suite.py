@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, helper, numpy_helper
 
 import gbprewrite
-from gbprewrite.backward.coverage import KNOWN
+from gbprewrite.backward.coverage import known
 from gbprewrite.checks.reference import evaluate, evaluator, in_float64
 from gbprewrite.graft.record import read_record
 from gbprewrite.model.file import opset_of
@@ -240,7 +240,7 @@ def _expanded(model: ModelProto) -> ModelProto:
     """The source in float64 throughout: bodies of the standard's functions compute in float32 where they are hidden."""
     plain = ModelProto()
     plain.CopyFrom(model)
-    return in_float64(normalise(plain, KNOWN))
+    return in_float64(normalise(plain, known()))
 
 
 def _compare(

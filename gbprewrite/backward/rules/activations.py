@@ -1,6 +1,6 @@
 """Activations: dx = dy · f'(x). The rectifiers' masks come from the output y, which leaves Conv+Relu fusions alone.
 
-Sources: the operator pages of https://onnx.ai/onnx/operators/; guided and deconvnet act on these rules in policies.py.
+Sources: the operator pages of https://onnx.ai/onnx/operators/; `methods.combinators` lie over these rules.
 """
 
 import math

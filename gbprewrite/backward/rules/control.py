@@ -1,5 +1,8 @@
 """Control flow: an If whose condition is computed at run time.
 
+Its backward pass is a branch of an If of its own, which computes again what it needs of the forward values: a value
+inside a branch can't be seen from outside, and the source stays as it is.
+
 Source: https://onnx.ai/onnx/operators/onnx__If.html.
 """
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from gbprewrite.backward.coverage import KNOWN
+from gbprewrite.backward.coverage import known
 from gbprewrite.errors import ModelError
 from gbprewrite.graft import record as report
 from gbprewrite.graft.restore import restore
@@ -82,7 +82,7 @@ def layers(converted: ModelProto) -> list[Layer]:
     record = report.read_record(converted)
     assert record is not None
     source = restore(copied(converted))
-    graph = view(source, KNOWN)
+    graph = view(source, known())
     tensors = {t.name: t for t in [*graph.inputs, *(t for n in graph.nodes for t in n.outputs)]}
     inputs = [tensors[name] for name in {m["input"] for m in record["maps"]}]
     found = _Finder(source, paths.path(graph, inputs, tensors[record["score"]])).layers()

@@ -8,8 +8,8 @@ are does not show what the network has learned. No framework: the weights are in
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto
 
-from gbprewrite.backward.coverage import KNOWN
+from gbprewrite.backward.coverage import known
 from gbprewrite.backward.lowering.targets import suited
 from gbprewrite.checks.sanity import METHODS, similarity
 from gbprewrite.checks.sanity.layers import Layer, Weights, layers
@@ -26,6 +26,7 @@ from gbprewrite.convert import convert
 from gbprewrite.errors import DataError, NotFinite, UsageError
 from gbprewrite.graft import record as report
 from gbprewrite.graft.restore import load, restore
+from gbprewrite.methods.asked import Asked, methods_of
 from gbprewrite.model.messages import copied
 from gbprewrite.photos import images
 from gbprewrite.photos.labels import Labels
@@ -85,6 +86,7 @@ class SanityReport:
         photos: the images, with the class that each map explains.
         classes: how many classes the class sensitivity compares.
         comparisons: one for each randomised network, method and image.
+        limits: method → what its maps can't show.
     """
 
     methods: tuple[str, ...]
@@ -97,6 +99,7 @@ class SanityReport:
     provider: str
     provider_note: str
     comparisons: tuple[Comparison, ...]
+    limits: Mapping[str, str] = field(default_factory=dict)
 
     def values(self, randomisation: str, method: str, measure: str) -> Array:
         """Similarities of shape [layers measured, draws · images]."""
@@ -128,6 +131,7 @@ class SanityReport:
         """Everything as plain types; None stands for what is not defined."""
         return {
             "methods": list(self.methods),
+            "limits": dict(self.limits),
             "provider": self.provider,
             "provider_note": self.provider_note,
             "seed": self.seed,
@@ -177,7 +181,7 @@ class RandomisationTest:
         self,
         model: str | os.PathLike[str] | ModelProto,
         paths: Sequence[str | os.PathLike[str]],
-        method: Sequence[str] = METHODS,
+        method: Sequence[Asked] = METHODS,
         *,
         preprocessing: Options | None = None,
         labels: Labels | None = None,
@@ -209,16 +213,16 @@ class RandomisationTest:
             if value < least:
                 raise UsageError(f"--{name} {value}: at least {least}.")
         source = load(model, bool(options.pop("replace", False)))
-        self.methods = tuple(dict.fromkeys(method))
+        self.methods = tuple(methods_of(method))
         self.seed, self.draws = seed, draws
         options = {"optimize_for": suited(providers), **options}
         given_class = {name: value for name, value in options.items() if name != "channels"}  # these restrict topk
-        self._converted = convert(source, self.methods, "input", **given_class)
+        self._converted = convert(source, method, "input", **given_class)
         self.layers = layers(self._converted)
         self._measured = self._chosen(layer)
         self.classes = _classes(self._converted, classes)
         trained = PhotoExplainer(
-            source, self.methods, f"topk:{self.classes}",
+            source, method, f"topk:{self.classes}",
             preprocessing=preprocessing, labels=labels, providers=providers, **options,
         )  # fmt: skip
         self.preprocessing = trained.preprocessing
@@ -254,6 +258,7 @@ class RandomisationTest:
         return SanityReport(
             self.methods, tuple(self.layers), tuple(self.layers[number].name for number in self._measured),
             self.photos, self.classes, self.seed, self.draws, self.provider, self.provider_note, tuple(comparisons),
+            report.limits(report.read_record(self._converted) or {}),
         )  # fmt: skip
 
     def _chosen(self, names: Sequence[str]) -> list[int]:
@@ -290,7 +295,7 @@ def _classes(converted: ModelProto, wanted: int) -> int:
     """As many classes as wanted, or all that the score has."""
     record = report.read_record(converted)
     assert record is not None
-    graph = view(restore(copied(converted)), KNOWN)
+    graph = view(restore(copied(converted)), known())
     counted = record["output" if record["moved"] else "score"]
     score = next(t for n in graph.nodes for t in n.outputs if t.name == counted)
     number = 1 if record["class_axis"] is None else score.shape[record["class_axis"]]
